@@ -11,7 +11,24 @@ from typing import TypeVar
 
 from torch import Tensor
 
+from stages.records import Completion, Message
+
 Batch = TypeVar("Batch")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One completion to be priced."""
+
+    id: str  # finds it in a cache
+    messages: tuple[Message, ...]
+    completion: Completion
+    draw: str = ""  # names the seeded (timestep, noise) that prices it; both sides of a pair share it (image)
+
+    @property
+    def size(self) -> int:
+        """Characters: a stand-in for tokens when batches of similar length are wanted."""
+        return sum(len(message.content) for message in self.messages) + len(self.completion.text)
 
 
 @dataclass(frozen=True)
@@ -25,6 +42,7 @@ class Steps:
     value: Tensor | None = None  # [b,t] value estimate
     reward: Tensor | None = None  # [b,t] reward of the step
     entropy: Tensor | None = None  # [b,t] entropy of the step's distribution
+    kl: Tensor | None = None  # [b,t] exact KL of the step's distribution from the reference's, differentiable
 
 
 @dataclass(frozen=True)
@@ -46,6 +64,7 @@ class Groups:
     steps: Steps  # leading shape [g,k]
     reward: Tensor  # [g,k]
     valid: Tensor  # [g,k] bool, False where a prompt has fewer than k candidates
+    advantage: Tensor | None = None  # [g,k], or [g,k,t] where it differs by step, no gradient
 
 
 @dataclass(frozen=True)

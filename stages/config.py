@@ -43,10 +43,11 @@ class Choice(Config):
 class Run(Config):
     """What the whole run shares."""
 
-    family: Literal["text", "tabular"] = "text"
+    family: Literal["text", "image"] = "text"
     seed: Annotated[int, Field(ge=0)] = 0
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    policy: dict[str, Any] = Field(default_factory=dict)  # the family's own settings: see stages/policies/family.py
 
     def place(self) -> tuple[str, Any]:
         """Device and number format: what was asked for, else the best that is there.
@@ -75,7 +76,6 @@ class Training(Config):
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.1
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    max_length: Annotated[int, Field(ge=8)] = 512  # tokens of prompt and completion together
     lora_r: Annotated[int, Field(ge=0)] = 8  # rank of the adapter; 0 trains all weights
     save_steps: Annotated[int, Field(ge=1)] = 10  # a kill loses at most these many steps
 

@@ -3,46 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from stages import files
-from stages.batches import Pairs, Singles, Steps
+from stages.batches import Groups, Item, Pairs, Singles, Steps
+from stages.config import Config
 from stages.errors import UserError
 from stages.parts import Part
-from stages.policies.drawing import by_length
-from stages.policies.text import TextPolicy
-from stages.records import Completion, Message, Pair, Single
+from stages.records import Pair, Ranking, Single
 
-Example = Pair | Single
+if TYPE_CHECKING:
+    from stages.policies.family import Policy
 
-
-@dataclass(frozen=True)
-class Item:
-    """One completion to be priced. Its id finds it in a cache."""
-
-    id: str
-    messages: tuple[Message, ...]
-    completion: Completion
-
-    @property
-    def size(self) -> int:
-        """Characters: a stand-in for tokens when batches of similar length are wanted."""
-        return sum(len(message.content) for message in self.messages) + len(self.completion.text)
+Example = Pair | Single | Ranking
 
 
-def items(example: Example) -> list[Item]:
-    """The completions of an example: chosen then rejected, or the one."""
-    if isinstance(example, Single):
-        return [Item(example.id, example.messages, example.completion)]
-    return [
-        Item(f"{example.id}:chosen", example.messages, example.chosen),
-        Item(f"{example.id}:rejected", example.messages, example.rejected),
-    ]
+def items(example: Example, draw: int = 0) -> list[Item]:
+    """The completions of an example: chosen then rejected, those of a ranking, or the one.
+
+    Args:
+        example: a preference.
+        draw: which of its seeded draws prices it; draw 0 bears the plain ids.
+    """
+    if isinstance(example, Pair):
+        sides = {f"{example.id}:chosen": example.chosen, f"{example.id}:rejected": example.rejected}
+    elif isinstance(example, Ranking):
+        sides = {f"{example.id}:{i}": completion for i, completion in enumerate(example.completions)}
+    else:
+        sides = {example.id: example.completion}
+    later = f"~{draw}" if draw else ""
+    return [Item(name + later, example.messages, side, example.id + later) for name, side in sides.items()]
 
 
 def examples(objective: Part, preferences: Sequence[Example], *, where: str) -> list[Example]:
@@ -52,20 +48,23 @@ def examples(objective: Part, preferences: Sequence[Example], *, where: str) -> 
         UserError: the objective wants pairs and the data is unpaired, or wants what preferences cannot give.
     """
     if objective.feedback == "Pairs":
-        if any(isinstance(p, Single) for p in preferences):
-            mend = "choose an objective for binary labels (kto), or a pairing that makes pairs"
-            raise UserError(f"objective '{objective.name}' takes pairs, the labels are single", where=where, mend=mend)
+        other = next((type(p).__name__.lower() for p in preferences if not isinstance(p, Pair)), None)
+        if other:
+            mend = f"choose an objective for a {other}, or a pairing that makes pairs"
+            raise UserError(f"objective '{objective.name}' takes pairs, a label is a {other}", where=where, mend=mend)
         return list(preferences)
     if objective.feedback == "Singles":
+        if any(isinstance(p, Ranking) for p in preferences):
+            what = f"objective '{objective.name}' takes singles, the labels are rankings"
+            raise UserError(what, where=where, mend="choose a pairing that makes pairs or singles")
         unlabelled = next((p.id for p in preferences if isinstance(p, Single) and p.label is None), None)
         if unlabelled:
             raise UserError(f"'{unlabelled}' has no label", where=where, mend="choose the pairing 'binary'")
         return [single for p in preferences for single in (_split(p) if isinstance(p, Pair) else [p])]
-    raise UserError(
-        f"objective '{objective.name}' takes {objective.feedback}, which labelled preferences are not",
-        where=where,
-        mend="choose an objective on pairs or singles",
-    )
+    if all(isinstance(p, Ranking) for p in preferences):
+        return list(preferences)
+    what = f"objective '{objective.name}' takes groups, the labels are pairs or singles"
+    raise UserError(what, where=where, mend="choose the pairing 'ranking', or an objective on pairs or singles")
 
 
 def _split(pair: Pair) -> list[Single]:
@@ -84,6 +83,17 @@ class Cache(dict[str, Tensor]):
         flat = torch.cat(list(self.values())) if self else torch.zeros(0)
         files.save_tensors(path, {"logps": flat}, {"lengths": lengths, **facts})
 
+    def of(self, item: Item) -> Tensor:
+        """The log-probs `[t]` of an item.
+
+        Raises:
+            UserError: its draw is not among the cached ones.
+        """
+        if item.id not in self:
+            where, mend = "data/reference", "set reference.draws to the number of epochs"
+            raise UserError(f"no reference log-probs of '{item.id}'", where=where, mend=mend)
+        return self[item.id]
+
     @classmethod
     def load(cls, path: Path, facts: dict[str, str]) -> Cache:
         """Read a cache, refusing one that was computed from something else.
@@ -100,18 +110,18 @@ class Cache(dict[str, Tensor]):
         return cls(zip(lengths, tensors["logps"].split(list(lengths.values()))))
 
 
-def facts(policy: Path, labels: Path, max_length: int) -> dict[str, str]:
+def facts(policy: Path, labels: Path, settings: Config) -> dict[str, str]:
     """What reference log-probs depend on: a cache of anything else is refused."""
-    return {"reference": files.digest(policy), "preferences": files.digest(labels), "max_length": str(max_length)}
+    told = {f"policy {name}": str(value) for name, value in settings.model_dump().items()}
+    return {"reference": files.digest(policy), "preferences": files.digest(labels), **told}
 
 
 @torch.no_grad()
-def reference(policy: TextPolicy, wanted: Sequence[Item], *, label: str = "reference", tokens: int = 2048) -> Cache:
-    """Log-probs of every item under a policy that will not be needed again, in batches of similar length."""
-    sizes = [range(item.size // 3 + 1) for item in wanted]  # about three characters a token
+def reference(policy: Policy, wanted: Sequence[Item], *, label: str = "reference") -> Cache:
+    """Log-probs of every item under a policy that does not learn, in batches of its choice."""
     found: dict[str, Tensor] = {}
     with tqdm(total=len(wanted), desc=label, unit="answer", dynamic_ncols=True) as bar:
-        for batch in by_length(sizes, tokens=tokens):
+        for batch in policy.batches(wanted):
             steps = price(policy, [wanted[i] for i in batch])
             for row, i in enumerate(batch):
                 found[wanted[i].id] = steps.logp[row][steps.mask[row]].cpu()
@@ -119,42 +129,47 @@ def reference(policy: TextPolicy, wanted: Sequence[Item], *, label: str = "refer
     return Cache({item.id: found[item.id] for item in wanted})
 
 
-def price(policy: TextPolicy, wanted: Sequence[Item], cache: Cache | None = None, *, entropy: bool = False) -> Steps:
+def price(policy: Policy, wanted: Sequence[Item], cache: Cache | None = None, *, entropy: bool = False) -> Steps:
     """Steps of the items under the policy, with `ref` out of the cache where there is one."""
-    steps = policy.log_probs([i.messages for i in wanted], [i.completion for i in wanted], entropy=entropy)
+    steps = policy.log_probs(wanted, entropy=entropy)
     if cache is None:
         return steps
     ref = torch.zeros_like(steps.logp, requires_grad=False)
     for row, item in enumerate(wanted):
-        held = cache[item.id]
+        held = cache.of(item)
         ref[row, : len(held)] = held.to(ref)
     return replace(steps, ref=ref.detach())
 
 
 def batch(
-    policy: TextPolicy,
+    policy: Policy,
     chosen: Sequence[Example],
     needs: tuple[str, ...],
     cache: Cache | None,
     mismatches: dict[str, Item] | None = None,
     *,
     soft: bool = False,
-) -> Pairs | Singles:
+    draw: int = 0,
+) -> Pairs | Singles | Groups:
     """The batch of an objective: log-probs from the policy, the rest from the records.
 
     Args:
         policy: prices the completions.
-        chosen: pairs, or singles.
+        chosen: pairs, singles, or rankings.
         needs: of the objective.
         cache: reference log-probs by item id.
         mismatches: by item id, its prompt with another prompt's completion.
         soft: hand over P(chosen is preferred); else every pair counts as certain.
+        draw: which seeded draw prices them, where the policy takes draws.
     """
+    draw = draw if policy.seeded else 0
     cache = cache if "reference" in needs else None
-    entropy = "entropy" in needs
+    rows_of = [items(example, draw) for example in chosen]
+    if isinstance(chosen[0], Ranking):
+        return ranked(price(policy, [i for row in rows_of for i in row], cache, entropy="entropy" in needs), chosen)
+    flat = [row[side] for side in range(len(rows_of[0])) for row in rows_of]  # all chosen, then all rejected
+    steps, n = price(policy, flat, cache, entropy="entropy" in needs), len(chosen)
     if isinstance(chosen[0], Pair):
-        both = [item for side in (0, 1) for item in (items(example)[side] for example in chosen)]
-        steps, n = price(policy, both, cache, entropy=entropy), len(chosen)
         column = {
             name: torch.tensor([getattr(e, name) for e in chosen], device=policy.device)
             for name in ("prob" if soft else "", "margin", "chosen_rate", "rejected_rate")
@@ -166,11 +181,25 @@ def batch(
     if "mismatch" in needs and mismatches is not None:
         with torch.no_grad():
             mismatch = price(policy, [mismatches[s.id] for s in singles], cache)
-    return Singles(
-        steps=price(policy, [items(s)[0] for s in singles], cache, entropy=entropy),
-        mismatch=mismatch,
-        label=torch.tensor([bool(s.label) for s in singles], device=policy.device),
-    )
+    label = torch.tensor([bool(s.label) for s in singles], device=policy.device)
+    return Singles(steps=steps, mismatch=mismatch, label=label)
+
+
+def ranked(steps: Steps, rankings: Sequence[Example]) -> Groups:
+    """Rows of several rankings, one after another, as groups of the longest; a shorter one leaves invalid members."""
+    sizes = [len(r.completions) for r in rankings if isinstance(r, Ranking)]
+    k, ends = max(sizes), torch.tensor(sizes).cumsum(0).tolist()
+    at = torch.zeros(len(sizes), k, dtype=torch.long)
+    valid = torch.zeros(len(sizes), k, dtype=torch.bool)
+    reward = torch.zeros(len(sizes), k)
+    for g, (ranking, end) in enumerate(zip(rankings, ends, strict=True)):
+        assert isinstance(ranking, Ranking)
+        at[g, : sizes[g]] = torch.arange(end - sizes[g], end)
+        valid[g, : sizes[g]] = True
+        reward[g, : sizes[g]] = torch.tensor([c.score or 0.0 for c in ranking.completions])
+    place = steps.logp.device
+    grouped = Steps(**{n: v[at.to(place)] for n, v in vars(steps).items() if v is not None})
+    return Groups(grouped, reward=reward.to(place), valid=valid.to(place))
 
 
 def mismatched(singles: Sequence[Example]) -> dict[str, Item]:
@@ -180,7 +209,7 @@ def mismatched(singles: Sequence[Example]) -> dict[str, Item]:
     for i, item in enumerate(ring):
         others = (ring[(i + shift) % len(ring)] for shift in range(1, len(ring)))
         other = next((o for o in others if o.messages != item.messages), item)
-        found[item.id] = Item(f"{item.id}:mismatch", item.messages, other.completion)
+        found[item.id] = Item(f"{item.id}:mismatch", item.messages, other.completion, item.draw)
     return found
 
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from stages import parts
 from stages.errors import UserError
 from stages.panel import Panel, Seat, Tools, seats
-from stages.records import Candidate, Completion, Pair, Prompt
+from stages.records import Candidate, Completion, Pair, Prompt, Single
 
 CHUNK = 256  # candidates handed to a part at once: bounds memory and moves the progress bar
 TIE = 1e-9  # scores this close are equal: sums of the same weights and scores may differ in their last digits
@@ -183,12 +183,12 @@ def tournament(panel: Panel, prompts: list[Prompt], candidates: list[Candidate],
 
 
 def ordered(candidates: list[Candidate]) -> list[tuple[Candidate, Candidate]]:
-    """All (winner, loser) that make a pair: different texts, different scores, neither of them blank.
+    """All (winner, loser) that make a pair: different answers, different scores, neither of them blank.
 
     Blank answers have no token to learn from; they still count among those that a winner beats.
     """
-    able = [(c, c.score) for c in candidates if c.score is not None and c.text.strip()]
-    return [(one, two) for one, s in able for two, t in able if s > t + TIE and one.text != two.text]
+    able = [(c, c.score) for c in candidates if c.score is not None and not c.blank]
+    return [(one, two) for one, s in able for two, t in able if s > t + TIE and one.content != two.content]
 
 
 def make_pair(
@@ -224,7 +224,22 @@ def make_pair(
 
 def completion(candidate: Candidate) -> Completion:
     """A candidate as it stands in a preference."""
-    return Completion(text=candidate.text, finished=candidate.finished, tokens=candidate.tokens, score=candidate.score)
+    kept = ("text", "finished", "tokens", "image", "latents", "score")
+    return Completion(**{name: getattr(candidate, name) for name in kept})
+
+
+def demonstrations(prompts: list[Prompt], candidates: list[Candidate]) -> list[Single]:
+    """The best-scored candidate of each prompt that has one to learn from."""
+    best: dict[str, Candidate] = {}
+    for candidate in candidates:
+        held = best.get(candidate.prompt)
+        if not candidate.blank and (held is None or (candidate.score or 0.0) > (held.score or 0.0)):
+            best[candidate.prompt] = candidate
+    return [
+        Single(id=best[p.id].id, messages=p.messages, completion=completion(best[p.id]), label=True)
+        for p in prompts
+        if p.id in best
+    ]
 
 
 def rejudge(
@@ -264,7 +279,9 @@ def rejudge(
 def _shown(prompt: Prompt, pair: Pair, side: str) -> Candidate:
     """One side of a pair as a judge takes it."""
     given = getattr(pair, side)
-    return Candidate(id=f"{pair.id}/{side}", prompt=prompt.id, text=given.text, finished=given.finished)
+    return Candidate(
+        id=f"{pair.id}/{side}", prompt=prompt.id, text=given.text, finished=given.finished, image=given.image
+    )
 
 
 def _reweighed(pair: Pair, prob: float) -> Pair:

@@ -11,10 +11,10 @@ from stages.config import Choice, Run, Training
 from stages.errors import UserError
 from stages.feed import Cache, Example
 from stages.parts import Part
-from stages.policies.text import TextPolicy
 
 if TYPE_CHECKING:
     from stages.journal import Journal
+    from stages.policies.family import Policy
 
 GIVEN = {"reference", "scores", "entropy", "mismatch"}  # needs that labelled preferences can meet
 
@@ -52,7 +52,7 @@ def check(objective: Choice, run: Run, *, where: str) -> Part:
 
 
 def learn(
-    policy: TextPolicy,
+    policy: Policy,
     labelled: Sequence[Example],
     settings: Optimize,
     cache: Cache,
@@ -83,8 +83,10 @@ def learn(
             feed.reference(policy, list(mismatches.values()), label="mismatch").save(kept, {})
         cache = Cache({**cache, **Cache.load(kept, {})})
 
-    def loss(examples: Sequence[Example]) -> tuple:
-        batch = feed.batch(policy, examples, objective.spec.needs, cache, mismatches, soft=settings.soft_labels)
+    def loss(examples: Sequence[Example], epoch: int) -> tuple:
+        batch = feed.batch(
+            policy, examples, objective.spec.needs, cache, mismatches, soft=settings.soft_labels, draw=epoch
+        )
         return objective.function(batch, **chosen)
 
     return loop.train(

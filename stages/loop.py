@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from stages.journal import Journal
 
 Example = TypeVar("Example")
-Loss = Callable[[Sequence[Example]], tuple[Tensor, dict[str, Tensor]]]
+Loss = Callable[[Sequence[Example], int], tuple[Tensor, dict[str, Tensor]]]
 
 
 class Trainable(Protocol):
@@ -51,7 +51,7 @@ def train(
     Args:
         policy: its `parameters()` are moved by AdamW.
         examples: what is learned from, in any order.
-        loss: per-example losses `[b]` and statistics `[b]` of a list of examples; reduced over the batch here.
+        loss: per-example losses `[b]` and statistics `[b]` of a list of examples in an epoch; the mean is taken here.
         settings: epochs, batch, learning rate, ...
         seed: decides the order of the examples.
         scratch: where checkpoints lie.
@@ -77,7 +77,7 @@ def train(
             batch = [examples[i] for i in order[at * per_step : (at + 1) * per_step].tolist()]
             for group in optimizer.param_groups:
                 group["lr"] = settings.learning_rate * rate(step, total, settings)
-            row = accumulate(loss, sorted(batch, key=size), settings.per_device_train_batch_size)
+            row = accumulate(loss, sorted(batch, key=size), epoch, settings.per_device_train_batch_size)
             row["grad_norm"] = float(torch.nn.utils.clip_grad_norm_(list(parameters.values()), settings.max_grad_norm))
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -96,11 +96,11 @@ def tail(metrics: Path, count: int) -> dict[str, float]:
     return {name: sum(row[name] for row in rows) / len(rows) for name in (rows[0] if rows else {}) if name != "step"}
 
 
-def accumulate(loss: Loss, batch: Sequence[Example], at_once: int) -> dict[str, float]:
+def accumulate(loss: Loss, batch: Sequence[Example], epoch: int, at_once: int) -> dict[str, float]:
     """Gradients of the mean loss over a step's examples, `at_once` of them a forward pass; returns the step's means."""
     sums: dict[str, float] = {}
     for start in range(0, len(batch), at_once):
-        losses, stats = loss(batch[start : start + at_once])
+        losses, stats = loss(batch[start : start + at_once], epoch)
         (losses.sum() / len(batch)).backward()
         for name, values in {"loss": losses.detach(), **stats}.items():
             sums[name] = sums.get(name, 0.0) + float(values.sum()) / len(batch)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
 from stages import parts
 from stages.config import Config
 from stages.errors import UserError, nearest
-from stages.records import Candidate, Prompt
+
+if TYPE_CHECKING:
+    from stages.policies.family import Scorer
 
 TOOLS = {"encoder": "encoder", "model": "policy", "reward_model": "scorer"}  # need -> field of Tools and parameter
 
@@ -35,7 +37,7 @@ class Tools:
 
     encoder: Any = None  # .embed(list[str]) -> Tensor [n,d], rows of norm 1
     policy: Any = None  # the language model that a judge asks
-    scorer: Callable[[list[Prompt], list[Candidate]], list[float]] | None = None  # the trained reward model
+    scorer: Scorer | None = None  # the trained reward model
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ HOMES = {
     "judge": "stages/label/judges",
     "pairing": "stages/label/pairings",
     "objective": "stages/optimize/objectives",
+    "advantage": "stages/optimize/advantages",
     "opponent": "stages/selfplay/opponents",
     "metric": "stages/evaluate/metrics",
 }
@@ -39,6 +40,8 @@ NEEDS = (
     "entropy",  # Steps.entropy
     "scores",  # prob, margin or win rates of the labelled candidates
     "step_reward",  # Steps.reward
+    "kl",  # Steps.kl
+    "advantage",  # Groups.advantage
     "logits",
     "mismatch",  # Singles.mismatch
     "model",  # the policy itself (a judge or reward that asks it)

@@ -7,11 +7,15 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StringConstraints, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from stages.errors import UserError
 
 Text = Annotated[str, StringConstraints(min_length=1, pattern=r"\S")]  # not empty, not only white space
+
+
+Said = Annotated[str, StringConstraints(pattern=r"\A")]  # any text that UTF-8 can hold
 
 
 class Record(BaseModel):
@@ -28,12 +32,20 @@ class Message(Record):
 
 
 class Completion(Record):
-    """A text that came with its prompt: a demonstration, or one side of somebody's preference."""
+    """A text or an image that came with its prompt: a demonstration, or one side of somebody's preference."""
 
-    text: Text
+    text: Said = ""
     finished: bool = True  # False where generation was cut off: no end-of-sequence token belongs to it
     tokens: tuple[int, ...] = ()  # as sampled, where the policy's own tokenizer made them; else the text is encoded
+    image: str = ""  # base64 of a picture file, where the answer is one
+    latents: str = ""  # its denoising trajectory as sampled, base64 of float32 [T+1,c,h,w], where it was asked for
     score: FiniteFloat | None = None
+
+    @model_validator(mode="after")
+    def _is_something(self) -> Completion:
+        if not (self.image or self.tokens or self.text.strip()):
+            raise PydanticCustomError("empty", "neither a text nor an image")
+        return self
 
 
 class Prompt(Record):
@@ -53,13 +65,25 @@ class Candidate(Record):
 
     id: Text  # "<prompt id>/<k>"
     prompt: Text  # id of the prompt
-    text: str
-    finished: bool  # the policy ended it itself
+    text: Said = ""
+    finished: bool = True  # the policy ended it itself
     tokens: tuple[int, ...] = ()
+    image: str = ""  # as in Completion
+    latents: str = ""
     logps: tuple[FiniteFloat, ...] = ()  # log-prob of each token under the policy at temperature 1, nats
     entropy: FiniteFloat | None = None  # mean over its tokens of the policy's entropy, nats
     scores: dict[str, FiniteFloat] = Field(default_factory=dict)  # by reward name, in the reward's own range
     score: FiniteFloat | None = None  # the weighted mix
+
+    @property
+    def blank(self) -> bool:
+        """Whether there is nothing to learn from: no image, and no text but white space."""
+        return not (self.image or self.text.strip())
+
+    @property
+    def content(self) -> str:
+        """What it is told apart by: its image, else its text."""
+        return self.image or self.text
 
 
 class Pair(Record):
@@ -82,6 +106,14 @@ class Single(Record):
     messages: Annotated[tuple[Message, ...], Field(min_length=1)]
     completion: Completion
     label: bool | None = None
+
+
+class Ranking(Record):
+    """Completions of one prompt, each with a score: a ranked group, best first."""
+
+    id: Text
+    messages: Annotated[tuple[Message, ...], Field(min_length=1)]
+    completions: Annotated[tuple[Completion, ...], Field(min_length=2)]
 
 
 AnyRecord = TypeVar("AnyRecord", bound=Record)

@@ -14,13 +14,12 @@ def load(needs: set[str], run: Run, *, encoder: Path, model: Path, scorer: Path 
     Raises:
         UserError: a folder without a usable model.
     """
+    from stages.policies import family
     from stages.policies.encoder import Encoder
-    from stages.policies.scorer import Scorer
-    from stages.policies.text import TextPolicy
 
-    device, dtype = run.place()
+    device, _ = run.place()
     return Tools(
         encoder=Encoder.load(encoder, device=device) if "encoder" in needs else None,
-        policy=TextPolicy.load(model, device=device, dtype=dtype) if "model" in needs else None,
-        scorer=Scorer.load(scorer, device=device) if "reward_model" in needs and scorer else None,
+        policy=family.load(run, model) if "model" in needs else None,
+        scorer=family.scorer(run, scorer) if "reward_model" in needs and scorer else None,
     )

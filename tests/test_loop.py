@@ -11,7 +11,7 @@ from stages import feed, loop
 from stages.config import Training
 from stages.optimize.objectives.dpo import dpo
 from stages.policies import tiny
-from stages.policies.text import TextPolicy
+from stages.policies.text.policy import TextPolicy
 from stages.records import Completion, Message, Pair
 
 
@@ -77,7 +77,7 @@ def train(folder: Path, scratch: Path, stop_after: int | None = None, **settings
     loop.train(
         policy,
         data,
-        lambda batch: dpo(feed.batch(policy, batch, ("reference",), cache)),
+        lambda batch, epoch: dpo(feed.batch(policy, batch, ("reference",), cache, draw=epoch)),
         Training(**given),
         seed=4,
         scratch=scratch,
@@ -129,7 +129,7 @@ def test_every_epoch_sees_every_example_once_in_its_own_order(folder, tmp_path):
     policy = TextPolicy.load(folder, trainable=True, lora_r=2)
     weight = next(iter(policy.parameters().values()))
 
-    def loss(batch):
+    def loss(batch, epoch):
         seen.extend(pair.id for pair in batch)
         return weight.sum() * torch.zeros(len(batch)), {}
 

@@ -8,13 +8,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from stages.errors import UserError
-from stages.records import Candidate, Completion, Message, Pair, Prompt, Record, Single, read, write
+from stages.records import Candidate, Completion, Message, Pair, Prompt, Ranking, Record, Single, read, write
 
 ASK = (Message(role="user", content="Say hi."),)
 RECORDS: list[Record] = [
     Prompt(id="p", messages=ASK, answer="4", checks={"max_words": 3}, given=(Completion(text="Hi", score=0.5),)),
     Candidate(id="p/0", prompt="p", text="", finished=False, tokens=(1, 2), logps=(-0.1, -2.0), scores={"length": 1.0}),
     Pair(id="p", messages=ASK, chosen=Completion(text="a"), rejected=Completion(text="b"), prob=0.7, margin=-1.5),
+    Ranking(id="p", messages=ASK, completions=(Completion(text="a", score=1.0), Completion(image="iVBOR", score=0.5))),
     Single(id="p", messages=ASK, completion=Completion(text='a\n"é\u2028'), label=False),
 ]
 quick = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -34,12 +35,12 @@ def test_defaults_are_left_out(tmp_path):
 
 
 FAULTS = [  # record, content, what the error names
-    (Completion, b'\n{"text": "a"}\n{"text": ""}', ":3: text: "),
-    (Completion, b'{"text": " \\n"}', ":1: text: "),
+    (Completion, b'\n{"text": "a"}\n{"text": ""}', ":3: row: neither a text nor an image"),
+    (Completion, b'{"text": " \\n"}', ":1: row: neither"),
     (Completion, b'{"text": "a", "score": NaN}', ":1: not JSON: NaN"),
     (Completion, b'{"text": "a", "score": 1e999}', ":1: score: "),
     (Completion, b'{"text": "a", "scores": 1}', ":1: scores: "),
-    (Completion, b"{}", ":1: text: "),
+    (Completion, b"{}", ":1: row: neither"),
     (Completion, b'{"text": "a"', ":1: not JSON"),
     (Completion, b"[" * 99_999, ":1: not JSON"),
     (Completion, b"9" * 5_000, ":1: not JSON"),

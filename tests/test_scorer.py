@@ -7,7 +7,7 @@ import torch
 
 from stages.policies import tiny
 from stages.policies.encoder import Encoder
-from stages.policies.scorer import Scorer
+from stages.policies.text import Scorer
 from stages.records import Candidate, Message, Prompt
 
 BUILT = {"encoder": tiny.encoder, "language model": tiny.language_model}

@@ -7,10 +7,13 @@ import pytest
 import torch
 from torch import nn
 
+from stages.batches import Item
 from stages.errors import UserError
-from stages.policies import onednn, tiny
-from stages.policies.drawing import by_length, draw
-from stages.policies.text import TextPolicy
+from stages.policies import tiny
+from stages.policies.order import by_length
+from stages.policies.text import onednn
+from stages.policies.text.drawing import draw
+from stages.policies.text.policy import TextPolicy, TextSettings
 from stages.records import Completion, Message, Prompt
 
 
@@ -30,6 +33,10 @@ def prompts(count: int) -> list[Prompt]:
     return [Prompt(id=f"p{i}", messages=(Message(role="user", content="word " * (i + 1)),)) for i in range(count)]
 
 
+def items(asked: list[Prompt], said: list[Completion]) -> list[Item]:
+    return [Item(p.id, p.messages, c) for p, c in zip(asked, said, strict=True)]
+
+
 def plain_log_prob(policy: TextPolicy, prompt: Prompt, completion: Completion) -> list[float]:
     """One row, no padding, the whole vocabulary at every position."""
     before, after = policy.encode(prompt.messages, completion)
@@ -42,7 +49,7 @@ def plain_log_prob(policy: TextPolicy, prompt: Prompt, completion: Completion) -
 def test_log_probs_equal_one_row_without_padding(policy):
     asked = prompts(4)
     said = [Completion(text="yes " * (3 * i + 1), finished=i % 2 == 0) for i in range(4)]
-    steps = policy.log_probs([p.messages for p in asked], said)
+    steps = policy.log_probs(items(asked, said))
     for i, (prompt, completion) in enumerate(zip(asked, said, strict=True)):
         wanted = plain_log_prob(policy, prompt, completion)
         assert int(steps.mask[i].sum()) == len(wanted)
@@ -58,7 +65,7 @@ def test_the_end_token_belongs_to_a_finished_answer_only(policy):
 
 
 def test_the_prompt_gives_way_on_its_left(folder):
-    short = TextPolicy.load(folder, max_length=20)
+    short = TextPolicy.load(folder, TextSettings(max_length=20))
     before, after = short.encode(prompts(9)[8].messages, Completion(text="answer"))
     assert len(before) + len(after) == 20
     assert before == short.encode_prompt(prompts(9)[8].messages)[-len(before) :]
@@ -70,7 +77,7 @@ def test_sampled_log_probs_are_those_of_pricing(policy):
     assert [c.prompt for c in drawn] == ["p0", "p0", "p1", "p1", "p2", "p2"]
     by_id = {p.id: p for p in asked}
     said = [Completion(text=c.text or "?", finished=c.finished, tokens=c.tokens) for c in drawn]
-    steps = policy.log_probs([by_id[c.prompt].messages for c in drawn], said, entropy=True)
+    steps = policy.log_probs(items([by_id[c.prompt] for c in drawn], said), entropy=True)
     for i, candidate in enumerate(drawn):
         assert steps.logp[i][steps.mask[i]].tolist() == pytest.approx(list(candidate.logps), abs=1e-4)
         assert float(steps.entropy[i].sum()) / len(candidate.tokens) == pytest.approx(candidate.entropy, abs=1e-4)
@@ -113,13 +120,13 @@ def test_an_adapter_comes_back_as_it_was_saved(folder, tmp_path, policy):
         if "lora_B" in name:
             p.data += 0.5
     trained.save(tmp_path / "adapter")
-    asked, said = [prompts(1)[0].messages], [Completion(text="some answer")]
+    priced = items(prompts(1), [Completion(text="some answer")])
     with torch.no_grad():
-        wanted = trained.log_probs(asked, said).logp
-        for merged in (True, False):
-            read = TextPolicy.load(tmp_path / "adapter", merge=merged).log_probs(asked, said).logp
+        wanted = trained.log_probs(priced).logp
+        for how in ({}, {"trainable": True, "lora_r": 2}):  # folded into the weights; to be trained on
+            read = TextPolicy.load(tmp_path / "adapter", **how).log_probs(priced).logp
             assert torch.allclose(read, wanted, atol=1e-4)
-        assert not torch.allclose(policy.log_probs(asked, said).logp, wanted, atol=1e-2)
+        assert not torch.allclose(policy.log_probs(priced).logp, wanted, atol=1e-2)
 
 
 def test_all_weights_are_trained_and_saved_without_an_adapter(folder, tmp_path):

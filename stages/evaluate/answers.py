@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,12 +11,12 @@ from typing import Any
 import torch
 
 from stages import feed, labelling, rollout
+from stages.batches import Item
 from stages.config import Run
-from stages.feed import Item
 from stages.panel import Panel, Tools
 from stages.parts import Part
-from stages.policies.scorer import Scorer
-from stages.policies.text import TextPolicy
+from stages.policies import family
+from stages.policies.family import Policy
 from stages.records import Candidate, Pair, Prompt
 
 
@@ -33,12 +32,9 @@ class Answers:
     independent: list[float]  # the same under the independent panel
 
 
-def chain(model: Path, policy: Path) -> list[tuple[str, Path]]:
-    """Names and folders of all policies that led to one, the base model first."""
-    folders = [policy]
-    while (link := folders[0] / "previous.json").exists():
-        folders.insert(0, Path(json.loads(link.read_text())["previous"]))
-    return [("base", model), *((folder.name, folder) for folder in folders)]
+def chain(base: Path, policy: Path) -> list[tuple[str, Path]]:
+    """Names and folders of all policies that led to one, the one that all are held against first."""
+    return [("base", base), *((folder.name, folder) for folder in family.ancestors(policy) if folder != base)]
 
 
 def sample(
@@ -47,22 +43,20 @@ def sample(
     settings: dict[str, Any],
     prompts: list[Prompt],
     run: Run,
-    max_length: int,
     scratch: Path,
 ) -> dict[str, list[Candidate]]:
     """One answer of every policy to every prompt; one policy in memory at a time."""
-    device, dtype = run.place()
     drawn = {}
     for name, folder in policies:
-        policy = TextPolicy.load(folder, device=device, dtype=dtype, max_length=max_length, merge=True)
+        policy = family.load(run, folder)
         draw = partial(sampler.function, policy, k=1, seed=run.seed, **settings)
         drawn[name] = rollout.sample(draw, prompts, 1, scratch / name, label=f"answers of {name}")
     return drawn
 
 
-def price(policy: TextPolicy, prompts: Sequence[Prompt], candidates: Sequence[Candidate], label: str) -> list[float]:
+def price(policy: Policy, prompts: Sequence[Prompt], candidates: Sequence[Candidate], label: str) -> list[float]:
     """Log-prob of each answer, end included, under a policy, in nats; 0 for an answer without a token."""
-    kept = [(p, c) for p, c in zip(prompts, candidates, strict=True) if c.tokens or c.text.strip()]
+    kept = [(p, c) for p, c in zip(prompts, candidates, strict=True) if c.tokens or not c.blank]
     items = [Item(c.id, p.messages, labelling.completion(c)) for p, c in kept]
     found = feed.reference(policy, items, label=label)
     return [float(found[c.id].sum()) if c.id in found else 0.0 for c in candidates]
@@ -127,7 +121,7 @@ def held_out_pairs(prompts: list[Prompt], everyone: Sequence[Answers], temperatu
     pairs = []
     for i, prompt in enumerate(prompts):
         given = [c for c in prompt.given if c.score is not None]
-        sampled = [labelling.completion(a.candidates[i]) for a in everyone if a.candidates[i].text.strip()]
+        sampled = [labelling.completion(a.candidates[i]) for a in everyone if not a.candidates[i].blank]
         ranked = sorted(given or sampled, key=lambda c: c.score or 0.0)
         margin = (ranked[-1].score or 0.0) - (ranked[0].score or 0.0) if ranked else 0.0
         if margin > 0:
@@ -136,7 +130,7 @@ def held_out_pairs(prompts: list[Prompt], everyone: Sequence[Answers], temperatu
     return pairs
 
 
-def pair_columns(pairs: Sequence[Pair], base: TextPolicy, policy: TextPolicy, tools: Tools) -> dict[str, Any]:
+def pair_columns(pairs: Sequence[Pair], base: Policy, policy: Policy, tools: Tools) -> dict[str, Any]:
     """The columns that hold one row a held-out pair: log-probs under both policies, and what the reward model says."""
     items = [item for pair in pairs for item in feed.items(pair)]
     now, ref = feed.reference(policy, items, label="price pairs"), feed.reference(base, items, label="by the base")
@@ -146,8 +140,8 @@ def pair_columns(pairs: Sequence[Pair], base: TextPolicy, policy: TextPolicy, to
         rows[f"{side}_logp"] = [float(now[name].sum()) for name in ids]
         rows[f"{side}_ref"] = [float(ref[name].sum()) for name in ids]
         rows[f"{side}_steps"] = [len(now[name]) for name in ids]
-    if isinstance(tools.scorer, Scorer) and pairs:
+    if tools.scorer is not None and pairs:
         with torch.no_grad():
-            gaps = [tools.scorer.score([p.messages] * 2, [p.chosen.text, p.rejected.text]) for p in pairs]
+            gaps = [tools.scorer.score(feed.items(pair)) for pair in pairs]
         rows["predicted"] = [float(torch.sigmoid(gap[0] - gap[1])) for gap in gaps]
     return rows

@@ -18,7 +18,7 @@ from stages.evaluate import answers, report
 from stages.evaluate.answers import Answers
 from stages.evaluate.results import Estimate, Kind, Policy, Results, Reward, Sample
 from stages.panel import Panel
-from stages.policies.text import TextPolicy
+from stages.policies import family
 from stages.records import Prompt
 
 PROMPTS, MODEL, ENCODER = Path("data/prepare/test.jsonl"), Path("data/prepare/model"), Path("data/prepare/encoder")
@@ -44,7 +44,7 @@ class Evaluate(Config):
 
     policy: str  # folder of the policy that the pipeline ends with
     sampler: Choice = Choice(name="temperature")
-    max_length: Annotated[int, Field(ge=8)] = 512
+    base: str = "data/prepare/model"  # what every policy is held against
     independent: Panel  # judges that took no part in labelling
     metrics: dict[str, dict[str, Any]]  # part name -> settings
     gate: Gate = Gate()
@@ -82,12 +82,11 @@ def run(job: Job[Settings]) -> dict[str, float]:
     config, label = job.config.evaluate, job.config.label
     prompts = records.read(PROMPTS, Prompt)
     sampler, settings = config.sampler.part("sampler", "evaluate.sampler")
-    policies = answers.chain(MODEL, Path(config.policy))
-    drawn = answers.sample(policies, sampler, settings, prompts, job.config.run, config.max_length, job.scratch)
+    policies = answers.chain(Path(config.base), Path(config.policy))
+    drawn = answers.sample(policies, sampler, settings, prompts, job.config.run, job.scratch)
     needs = {"reward_model", *panel.needs(label), *panel.needs(config.independent, where="params.yaml evaluate")}
     tools = toolbox.load(needs, job.config.run, encoder=ENCODER, model=MODEL, scorer=SCORER)
-    device, dtype = job.config.run.place()
-    base = TextPolicy.load(MODEL, device=device, dtype=dtype, max_length=config.max_length)
+    base = family.load(job.config.run, Path(config.base))
     everyone = []
     for name, folder in policies:
         told = drawn[name]
@@ -95,7 +94,7 @@ def run(job: Job[Settings]) -> dict[str, float]:
         everyone.append(
             answers.compare(name, folder, prompts, told, drawn["base"], ref, (label, config.independent), tools)
         )
-    final = TextPolicy.load(Path(config.policy), device=device, dtype=dtype, max_length=config.max_length, merge=True)
+    final = family.load(job.config.run, Path(config.policy))
     held_out = answers.held_out_pairs(prompts, everyone, label.temperature)
     pairs = answers.pair_columns(held_out, base, final, tools)
     numbers = measure(config.metrics, {**answers.columns(everyone[-1], everyone[0]), **pairs})
@@ -281,6 +280,7 @@ STAGE = Stage(
         "scorer": SCORER,
         "audit": AUDIT,
         "policy": Path(config.evaluate.policy),
+        "base": Path(config.evaluate.base),
         "parts": Path("data/parts/evaluate.json"),
     },
     output=Path("data/evaluate"),

@@ -1,4 +1,4 @@
-"""Generate: candidates of the base model for the first training prompts."""
+"""Generate: candidates of the base model, or of the first policy, for the first training prompts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from stages import labelling, panel, records, rollout, toolbox
 from stages.config import Choice, Config, Run
 from stages.entry import Job, Stage
 from stages.panel import Panel
-from stages.policies.text import TextPolicy
+from stages.policies import family
 from stages.records import Prompt
 
 PROMPTS, MODEL, ENCODER = Path("data/prepare/train.jsonl"), Path("data/prepare/model"), Path("data/prepare/encoder")
@@ -24,7 +24,7 @@ class Generate(Config):
     sampler: Choice = Choice(name="temperature")
     candidates: Annotated[int, Field(ge=1)] = 4  # K
     prompts: Annotated[int, Field(ge=1)] = 96  # how many of the training prompts
-    max_length: Annotated[int, Field(ge=8)] = 512  # tokens of prompt and answer together
+    policy: str = "data/prepare/model"  # who answers; data/sft where sft learns from the data's own demonstrations
     panel: Panel = Panel()  # who scores, for samplers that choose by score (best_of_n)
 
 
@@ -47,8 +47,7 @@ def run(job: Job[Settings]) -> dict[str, float]:
     config = job.config.generate
     part, settings = config.sampler.part("sampler", "generate.sampler")
     prompts = records.read(PROMPTS, Prompt)[: config.prompts]
-    device, dtype = job.config.run.place()
-    policy = TextPolicy.load(MODEL, device=device, dtype=dtype, max_length=config.max_length)
+    policy = family.load(job.config.run, Path(config.policy))
     data = {}
     if "scores" in part.spec.needs:
         needs = panel.needs(config.panel, where="params.yaml generate.panel")
@@ -67,6 +66,7 @@ STAGE = Stage(
     run=run,
     inputs=lambda config: {
         "prompts": PROMPTS,
+        "policy": Path(config.generate.policy),
         "model": MODEL,
         "encoder": ENCODER,
         "parts": Path("data/parts/generate.json"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from stages import files, panel, preferences, records, toolbox
+from stages import files, labelling, panel, preferences, records, toolbox
 from stages.config import Choice, Config, Run
 from stages.entry import Job, Stage
 from stages.label.audit import audit, leaks
@@ -35,7 +35,7 @@ def check(config: Settings) -> None:
 
 
 def run(job: Job[Settings]) -> dict[str, float]:
-    """Write candidates.jsonl with all scores, preferences.jsonl, and audit.json."""
+    """Write candidates.jsonl with all scores, preferences.jsonl, demonstrations.jsonl (the best ones), audit.json."""
     config = job.config.label
     prompts, candidates = records.read(PROMPTS, Prompt), records.read(CANDIDATES, Candidate)
     tools = toolbox.load(panel.needs(config), job.config.run, encoder=ENCODER, model=MODEL)
@@ -45,6 +45,7 @@ def run(job: Job[Settings]) -> dict[str, float]:
     )
     records.write(job.out / "candidates.jsonl", scored)
     records.write(job.out / "preferences.jsonl", made)
+    records.write(job.out / "demonstrations.jsonl", labelling.demonstrations(prompts, scored))
     pairs = [p for p in made if isinstance(p, Pair)]
     found = audit(scored, pairs, orders=orders) if pairs else {}
     found["leaks"] = float(leaks(prompts, records.read(HELD_OUT, Prompt)))

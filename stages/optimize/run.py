@@ -9,7 +9,7 @@ from stages.config import Config, Run
 from stages.entry import Job, Stage
 from stages.errors import UserError
 from stages.learn import Optimize
-from stages.policies.text import TextPolicy
+from stages.policies import family
 
 POLICY, LABELS, CACHE = Path("data/sft"), Path("data/label/preferences.jsonl"), Path("data/reference/logps.safetensors")
 
@@ -23,24 +23,15 @@ class Settings(Config):
 
 def run(job: Job[Settings]) -> dict[str, float]:
     """Write the policy, its `previous` and the curves of its training."""
-    config = job.config.optimize
-    cache = feed.Cache.load(CACHE, feed.facts(POLICY, LABELS, config.max_length))
-    device, dtype = job.config.run.place()
-    policy = TextPolicy.load(
-        POLICY,
-        device=device,
-        dtype=dtype,
-        max_length=config.max_length,
-        trainable=True,
-        lora_r=config.lora_r,
-        seed=job.config.run.seed,
-    )
+    config, run = job.config.optimize, job.config.run
+    cache = feed.Cache.load(CACHE, feed.facts(POLICY, LABELS, family.settings(run)))
+    policy = family.to_train(run, POLICY, lora_r=config.lora_r)
     summary = learn.learn(
         policy,
         preferences.read(LABELS),
         config,
         cache,
-        seed=job.config.run.seed,
+        seed=run.seed,
         scratch=job.scratch,
         journal=job.journal,
         label="optimize",

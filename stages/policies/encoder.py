@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from stages.errors import UserError
-from stages.policies.drawing import by_length
-from stages.policies.text import check_weights
+from stages.policies.order import by_length
+from stages.policies.weights import check_weights
 
 
 class Encoder:

@@ -14,7 +14,7 @@ from stages.entry import Job, Stage
 from stages.errors import UserError
 from stages.prepare import models, prompts
 from stages.prepare.readers import read_prompts
-from stages.records import Message, Prompt
+from stages.records import Message, Prompt, Single
 
 
 class Prepare(Config):
@@ -38,11 +38,12 @@ class Settings(Config):
 
 
 def run(job: Job[Settings]) -> dict[str, float]:
-    """Write train.jsonl, test.jsonl, quarantine.jsonl, model/ and encoder/."""
+    """Write train.jsonl, test.jsonl, demonstrations.jsonl, quarantine.jsonl, model/ and encoder/."""
     config = job.config.prepare
     train, test, refused = read(config, job.config.run.seed, job.out / "quarantine.jsonl")
     records.write(job.out / "train.jsonl", train)
     records.write(job.out / "test.jsonl", test)
+    records.write(job.out / "demonstrations.jsonl", demonstrations(train))
     for name, folder in ((config.model, "model"), (config.encoder, "encoder")):
         if not (job.out / folder / "config.json").exists():
             models.fetch(name, job.scratch / folder, where=f"params.yaml prepare.{folder}")
@@ -93,6 +94,15 @@ def split(found: list[Prompt], config: Prepare, seed: int) -> tuple[list[Prompt]
         what += f" ({config.train} train, {config.test} test)"
         raise UserError(what, where=config.prompts, mend="lower prepare.train or prepare.test")
     return train, test
+
+
+def demonstrations(prompts: list[Prompt]) -> list[Single]:
+    """The best completion that came with each prompt, of those that came with one."""
+    return [
+        Single(id=p.id, messages=p.messages, completion=max(p.given, key=lambda c: c.score or 0.0), label=True)
+        for p in prompts
+        if p.given
+    ]
 
 
 STAGE = Stage(

@@ -10,7 +10,7 @@ from pydantic import Field
 from stages import feed, preferences
 from stages.config import Config, Run
 from stages.entry import Job, Stage
-from stages.policies.text import TextPolicy
+from stages.policies import family
 
 POLICY, LABELS = Path("data/sft"), Path("data/label/preferences.jsonl")
 
@@ -18,7 +18,7 @@ POLICY, LABELS = Path("data/sft"), Path("data/label/preferences.jsonl")
 class Reference(Config):
     """The node `reference`."""
 
-    max_length: Annotated[int, Field(ge=8)] = 512  # must be that of `optimize`
+    draws: Annotated[int, Field(ge=1)] = 1  # image: seeded (timestep, noise) draws of each pair, one an epoch
 
 
 class Settings(Config):
@@ -30,12 +30,12 @@ class Settings(Config):
 
 def run(job: Job[Settings]) -> dict[str, float]:
     """Write logps.safetensors with the facts that it was computed from."""
-    device, dtype = job.config.run.place()
-    limit = job.config.reference.max_length
-    policy = TextPolicy.load(POLICY, device=device, dtype=dtype, max_length=limit, merge=True)
-    wanted = [item for example in preferences.read(LABELS) for item in feed.items(example)]
+    run = job.config.run
+    policy = family.load(run, POLICY)
+    draws = range(job.config.reference.draws if policy.seeded else 1)
+    wanted = [item for example in preferences.read(LABELS) for draw in draws for item in feed.items(example, draw)]
     cache = feed.reference(policy, wanted)
-    cache.save(job.out / "logps.safetensors", feed.facts(POLICY, LABELS, limit))
+    cache.save(job.out / "logps.safetensors", feed.facts(POLICY, LABELS, family.settings(run)))
     tokens = sum(len(values) for values in cache.values())
     return {
         "answers": float(len(cache)),

@@ -10,12 +10,13 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field
 
-from stages import loop, preferences, records
+from stages import feed, loop, preferences, records
 from stages.batches import Pairs, Steps
 from stages.config import Choice, Config, Run, Training
 from stages.entry import Job, Stage
 from stages.errors import UserError
-from stages.policies.scorer import Scorer
+from stages.policies import family
+from stages.policies.family import Scorer
 from stages.records import Candidate, Pair, Prompt
 
 CANDIDATES = Path("data/label/candidates.jsonl")
@@ -54,11 +55,9 @@ def run(job: Job[Settings]) -> dict[str, float]:
     prompts, candidates = records.read(PROMPTS, Prompt), records.read(CANDIDATES, Candidate)
     train, held = labelled(config, prompts, candidates, job.config.run.seed)
     torch.manual_seed(job.config.run.seed)  # the new head
-    device, _ = job.config.run.place()
-    base = Path("data/prepare") / config.base
-    scorer = Scorer.load(base, max_length=config.max_length, device=device, trainable=True)
+    scorer = family.scorer(job.config.run, Path("data/prepare") / config.base, trainable=True)
 
-    def loss(batch: Sequence[Pair]) -> tuple:
+    def loss(batch: Sequence[Pair], epoch: int) -> tuple:
         return objective.function(scored(scorer, batch, soft=config.soft_labels), **settings)
 
     summary = loop.train(
@@ -72,7 +71,6 @@ def run(job: Job[Settings]) -> dict[str, float]:
         label="reward",
         size=lambda p: len(p.chosen.text) + len(p.rejected.text),
     )
-    scorer.model.eval()
     standardise(scorer, prompts, candidates)
     scorer.save(job.out)
     job.journal.checkpoint(job.out, step=-1)
@@ -117,9 +115,8 @@ def split(pairs: list[Pair], share: float, seed: int) -> tuple[list[Pair], list[
 
 def scored(scorer: Scorer, pairs: Sequence[Pair], *, soft: bool = False) -> Pairs:
     """The pairs with one score a side in the place of log-probs."""
-    dialogues = [pair.messages for pair in pairs] * 2
-    texts = [pair.chosen.text for pair in pairs] + [pair.rejected.text for pair in pairs]
-    scores = scorer.score(dialogues, texts)[:, None]  # [2b,1]
+    both = [feed.items(pair) for pair in pairs]
+    scores = scorer.score([items[side] for side in (0, 1) for items in both])[:, None]  # [2b,1]
     sides = [Steps(logp=side, mask=torch.ones_like(side, dtype=torch.bool)) for side in scores.chunk(2)]
     column = {
         name: torch.tensor([getattr(p, name) for p in pairs], device=scores.device) for name in ("prob", "margin")

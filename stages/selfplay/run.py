@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +15,7 @@ from stages.errors import UserError, nearest
 from stages.feed import Cache
 from stages.learn import Optimize
 from stages.panel import Panel
-from stages.policies.text import TextPolicy
+from stages.policies import family
 from stages.records import Candidate, Prompt
 from stages.selfplay.gate import Gate, decide
 
@@ -107,16 +106,7 @@ def run(name: str, job: Job[Settings]) -> dict[str, float]:
     files.write_json(job.out / "gate.json", verdict)
     optimize = job.config.optimize
     cache = reference(job, previous, made)
-    device, dtype = job.config.run.place()
-    policy = TextPolicy.load(
-        previous,
-        device=device,
-        dtype=dtype,
-        max_length=optimize.max_length,
-        trainable=True,
-        lora_r=optimize.lora_r,
-        seed=job.config.run.seed,
-    )
+    policy = family.to_train(job.config.run, previous, lora_r=optimize.lora_r)
     summary = learn.learn(
         policy,
         made,
@@ -151,7 +141,7 @@ def sample(job: Job[Settings], prompts: list[Prompt], previous: Path) -> list[Ca
     config, run = job.config.selfplay, job.config.run
     sampler, settings = config.sampler.part("sampler", "selfplay.sampler")
     opponent, options = config.opponent.part("opponent", "selfplay.opponent")
-    other = opponent.function(history(previous), **options)
+    other = opponent.function(family.ancestors(previous), **options)
     drawn = []
     for folder, mark in [(previous, "")] + ([(other, "o")] if other != previous else []):
         drawn += [_marked(c, mark) for c in draw_from(folder, sampler, settings, job, prompts, f"chunks{mark}", run)]
@@ -169,8 +159,7 @@ def draw_from(
     run: Run,
 ) -> list[Candidate]:
     """K candidates of each prompt from the policy in a folder."""
-    device, dtype = run.place()
-    policy = TextPolicy.load(folder, device=device, dtype=dtype, max_length=job.config.optimize.max_length, merge=True)
+    policy = family.load(run, folder)
     k = job.config.selfplay.candidates
     return rollout.sample(
         partial(sampler.function, policy, k=k, seed=run.seed, **settings),
@@ -191,14 +180,6 @@ def is_opponent(candidate: Candidate) -> bool:
     return candidate.id.rpartition("/")[2].startswith("o")
 
 
-def history(policy: Path) -> list[Path]:
-    """The folders that led to a policy, oldest first, itself last."""
-    chain = [policy]
-    while (link := chain[0] / "previous.json").exists():
-        chain.insert(0, Path(json.loads(link.read_text())["previous"]))
-    return chain
-
-
 def before(previous: Path) -> list[Candidate]:
     """Scored samples of the last round; none before the first one, whose labels came from another panel."""
     file = previous / "candidates.jsonl"
@@ -209,8 +190,8 @@ def reference(job: Job[Settings], previous: Path, made: list[preferences.Prefere
     """Log-probs of the round's answers under the policy it starts from, once, kept in scratch."""
     kept = job.scratch / "reference.safetensors"
     if not kept.exists():
-        device, dtype = job.config.run.place()
-        limit = job.config.optimize.max_length
-        policy = TextPolicy.load(previous, device=device, dtype=dtype, max_length=limit, merge=True)
-        feed.reference(policy, [item for example in made for item in feed.items(example)]).save(kept, {})
+        policy = family.load(job.config.run, previous)
+        draws = range(job.config.optimize.num_train_epochs if policy.seeded else 1)
+        wanted = [item for example in made for draw in draws for item in feed.items(example, draw)]
+        feed.reference(policy, wanted).save(kept, {})
     return Cache.load(kept, {})

@@ -1,18 +1,17 @@
-"""Sft: the first policy, trained on the best-scored candidate of every prompt."""
+"""Sft: the first policy, trained on demonstrations: the best of the labelled candidates, or what the data brings."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from stages import feed, labelling, loop, records
+from stages import feed, loop, records
 from stages.config import Choice, Config, Run, Training
 from stages.entry import Job, Stage
 from stages.errors import UserError
-from stages.policies.text import TextPolicy
-from stages.records import Candidate, Prompt, Single
+from stages.policies import family
+from stages.records import Single
 
-PROMPTS, CANDIDATES = Path("data/generate/prompts.jsonl"), Path("data/label/candidates.jsonl")
 MODEL = Path("data/prepare/model")
 
 
@@ -20,6 +19,7 @@ class Sft(Training):
     """The node `sft`; no epochs leave the base model as it is."""
 
     objective: Choice = Choice(name="nll")
+    demonstrations: str = "data/label/demonstrations.jsonl"  # or data/prepare/demonstrations.jsonl: sft comes first
 
 
 class Settings(Config):
@@ -31,29 +31,22 @@ class Settings(Config):
 
 def run(job: Job[Settings]) -> dict[str, float]:
     """Write the policy: an adapter, or the whole model where `lora_r` is 0."""
-    config = job.config.sft
+    config, run = job.config.sft, job.config.run
     objective, settings = config.objective.part("objective", "sft.objective")
-    shown = demonstrations(records.read(PROMPTS, Prompt), records.read(CANDIDATES, Candidate))
-    device, dtype = job.config.run.place()
-    policy = TextPolicy.load(
-        MODEL,
-        device=device,
-        dtype=dtype,
-        max_length=config.max_length,
-        trainable=True,
-        lora_r=config.lora_r,
-        seed=job.config.run.seed,
-    )
+    shown = records.read(Path(config.demonstrations), Single)
+    if not shown:
+        raise UserError("holds no answer to learn from", where=config.demonstrations, mend="rerun what writes it")
+    policy = family.to_train(run, MODEL, lora_r=config.lora_r)
 
-    def loss(batch: Sequence[Single]) -> tuple:
-        return objective.function(feed.batch(policy, batch, objective.spec.needs, None), **settings)
+    def loss(batch: Sequence[Single], epoch: int) -> tuple:
+        return objective.function(feed.batch(policy, batch, objective.spec.needs, None, draw=epoch), **settings)
 
     summary = loop.train(
         policy,
         shown,
         loss,
         config,
-        seed=job.config.run.seed,
+        seed=run.seed,
         scratch=job.scratch,
         journal=job.journal,
         label="sft",
@@ -64,31 +57,11 @@ def run(job: Job[Settings]) -> dict[str, float]:
     return {"demonstrations": float(len(shown)), **summary}
 
 
-def demonstrations(prompts: list[Prompt], candidates: list[Candidate]) -> list[Single]:
-    """The best-scored candidate of each prompt that has one with a text.
-
-    Raises:
-        UserError: none has.
-    """
-    best: dict[str, Candidate] = {}
-    for candidate in candidates:
-        held = best.get(candidate.prompt)
-        if candidate.text.strip() and (held is None or (candidate.score or 0.0) > (held.score or 0.0)):
-            best[candidate.prompt] = candidate
-    if not best:
-        raise UserError("holds no answer to learn from", where=str(CANDIDATES), mend="rerun generate")
-    return [
-        Single(id=best[p.id].id, messages=p.messages, completion=labelling.completion(best[p.id]), label=True)
-        for p in prompts
-        if p.id in best
-    ]
-
-
 STAGE = Stage(
     name="sft",
     schema=Settings,
     run=run,
-    inputs=lambda config: {"prompts": PROMPTS, "candidates": CANDIDATES, "model": MODEL},
+    inputs=lambda config: {"demonstrations": Path(config.sft.demonstrations), "model": MODEL},
     output=Path("data/sft"),
     check=lambda config: config.sft.objective.part("objective", "sft.objective"),
 )

@@ -7,8 +7,8 @@ from tempfile import TemporaryDirectory
 from stages.panel import Tools
 from stages.policies import tiny
 from stages.policies.encoder import Encoder
-from stages.policies.scorer import Scorer
-from stages.policies.text import TextPolicy
+from stages.policies.text.policy import TextPolicy, TextSettings
+from stages.policies.text.scorer import Scorer
 from stages.records import Candidate, Completion, Message, Prompt
 
 ASK = "Which is the largest city of France, Lyon or Paris?"
@@ -53,6 +53,6 @@ def tools() -> Tools:
         tiny.language_model(folder / "model")
         return Tools(
             encoder=Encoder.load(folder / "encoder"),
-            policy=TextPolicy.load(folder / "model", max_length=2048),
+            policy=TextPolicy.load(folder / "model", TextSettings(max_length=2048)),
             scorer=Scorer.load(folder / "encoder"),
         )

@@ -96,7 +96,7 @@ def test_single_labels_for_an_objective_on_pairs(workspace):
     edit(workspace, "name: best_worst", "name: binary")
     assert command(workspace, "stages.label").returncode == 0
     assert command(workspace, "stages.reference").returncode == 0
-    assert "takes pairs, the labels are single" in refused(workspace, "stages.optimize")
+    assert "takes pairs, a label is a single" in refused(workspace, "stages.optimize")
 
 
 def test_a_cache_of_another_reference(workspace):

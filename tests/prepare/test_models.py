@@ -8,7 +8,7 @@ import pytest
 from stages.errors import UserError
 from stages.policies import tiny
 from stages.policies.encoder import Encoder
-from stages.policies.text import TextPolicy
+from stages.policies.text.policy import TextPolicy
 from stages.prepare import models
 from stages.prepare.models import Wheel
 from stages.records import Message, Prompt

@@ -3,30 +3,43 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from stages.batches import Steps
+from stages.batches import Item, Steps
+from stages.config import Config
 from stages.errors import UserError
-from stages.policies import onednn
-from stages.policies.drawing import by_length, draw, entropy_of, positions, stream
+from stages.policies.order import by_length
+from stages.policies.text import onednn
+from stages.policies.text.drawing import draw, entropy_of, positions, stream
+from stages.policies.text.rows import Rows
+from stages.policies.weights import check_weights
 from stages.records import Candidate, Completion, Message, Prompt
 
 Dialogue = Sequence[Message]
 LORA_TARGETS = "all-linear"
+PRICED = 2048  # tokens of a batch that is priced without a gradient
+
+
+class TextSettings(Config):
+    """The node `run.policy` of the family `text`."""
+
+    max_length: Annotated[int, Field(ge=8)] = 512  # tokens of prompt and completion together
 
 
 class TextPolicy:
     """A causal language model that samples completions and prices them, a token a step."""
 
     family = "text"
+    seeded = False
 
-    def __init__(self, model: Any, tokenizer: Any, *, max_length: int = 1024) -> None:
-        self.model, self.tokenizer, self.max_length = model, tokenizer, max_length
+    def __init__(self, model: Any, tokenizer: Any, settings: TextSettings = TextSettings()) -> None:
+        self.model, self.tokenizer, self.max_length = model, tokenizer, settings.max_length
         self.device = next(model.parameters()).device
         self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
 
@@ -36,23 +49,23 @@ class TextPolicy:
     def load(
         cls,
         folder: Path,
+        settings: TextSettings = TextSettings(),
         *,
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
-        max_length: int = 1024,
-        merge: bool = False,
         trainable: bool = False,
         lora_r: int = 0,
         seed: int = 0,
     ) -> TextPolicy:
         """Read a `save_pretrained` folder or a PEFT adapter folder (safetensors only, no remote code).
 
+        An adapter is folded into the weights unless it is to be trained on.
+
         Args:
             folder: a model or an adapter; an adapter names its base model relative to the repository.
+            settings: the length limit; a prompt that is too long gives way on its left.
             device: `cpu`, `cuda` or `mps`.
             dtype: of the weights.
-            max_length: tokens of prompt and completion together; the prompt gives way on its left.
-            merge: fold the adapter into the weights (fastest for sampling).
             trainable: continue the adapter, or start one of rank `lora_r` on a whole model (0: train all weights).
             lora_r: rank of a new adapter.
             seed: of a new adapter's weights.
@@ -74,7 +87,7 @@ class TextPolicy:
                 from peft import PeftModel
 
                 model = PeftModel.from_pretrained(model, folder, is_trainable=trainable)
-                model = model.merge_and_unload() if merge or (trainable and not lora_r) else model
+                model = model if trainable and lora_r else model.merge_and_unload()
         except Exception as error:  # libraries raise a dozen types for a broken file
             what = f"cannot be loaded: {type(error).__name__}: {str(error).splitlines()[0][:200]}"
             raise UserError(
@@ -87,7 +100,7 @@ class TextPolicy:
         if not trainable:
             model.requires_grad_(False)
         onednn.speed_up(model)
-        return cls(model, tokenizer, max_length=max_length)
+        return cls(model, tokenizer, settings)
 
     def save(self, folder: Path) -> None:
         """Write a `save_pretrained` folder: the adapter alone where there is one."""
@@ -130,9 +143,11 @@ class TextPolicy:
 
     # ---------------------------------------------------------------------------------------------- pricing
 
-    def log_probs(
-        self, dialogues: Sequence[Dialogue], completions: Sequence[Completion], *, entropy: bool = False
-    ) -> Steps:
+    def batches(self, items: Sequence[Item]) -> Iterator[list[int]]:
+        """Indices of items of similar length, at most about `PRICED` tokens together."""
+        yield from by_length([range(item.size // 3 + 1) for item in items], tokens=PRICED)  # 3 characters a token
+
+    def log_probs(self, items: Sequence[Item], *, entropy: bool = False) -> Steps:
         """Log-prob of every token of each completion given its dialogue, float32, differentiable.
 
         Rows are right-aligned, so that the logits of all completions are the last positions and no others are made.
@@ -140,7 +155,7 @@ class TextPolicy:
         Returns:
             Steps with `logp`, `mask` and, if asked for, `entropy`, all `[b,t]` in nats; row i is left-aligned.
         """
-        encoded = [self.encode(m, c) for m, c in zip(dialogues, completions, strict=True)]
+        encoded = [self.encode(item.messages, item.completion) for item in items]
         ids, attention = self._pad_left([prompt + answer for prompt, answer in encoded])
         lengths = torch.tensor([len(answer) for _, answer in encoded], device=self.device)
         t = int(lengths.max())
@@ -210,61 +225,28 @@ class TextPolicy:
         Returns:
             Candidates with `tokens` (end-of-sequence included) and `logps` under this policy at temperature 1.
         """
-        from transformers import DynamicCache
-
         room = self.max_length - max_new_tokens
         ids, attention = self._pad_left([self.encode_prompt(p.messages)[-room:] for p in prompts])
-        cache = DynamicCache(config=self.model.config)
-        logits = (
-            self.model(
-                input_ids=ids,
-                attention_mask=attention,
-                position_ids=positions(attention),
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-            .logits[:, -1]
-            .float()
-        )
-        cache.batch_repeat_interleave(k)
-        attention, logits = attention.repeat_interleave(k, 0), logits.repeat_interleave(k, 0)
-        rows = [f"{p.id}/{i}" for p in prompts for i in range(k)]
-        uniform = torch.stack([stream(seed, row, max_new_tokens) for row in rows]).to(
-            self.device
-        )  # [n, max_new_tokens]
-        tokens: list[list[int]] = [[] for _ in rows]
-        logps: list[list[float]] = [[] for _ in rows]
-        entropies = torch.zeros(len(rows), device=self.device)
-        alive, ends = torch.arange(len(rows), device=self.device), self.end_tokens()
+        names = [f"{p.id}/{i}" for p in prompts for i in range(k)]
+        uniform = torch.stack([stream(seed, name, max_new_tokens) for name in names]).to(self.device)  # [n,t]
+        tokens: list[list[int]] = [[] for _ in names]
+        logps: list[list[float]] = [[] for _ in names]
+        entropies = torch.zeros(len(names), device=self.device)
+        ends = self.end_tokens()
+        rows = Rows.prefill(self.model, ids, attention, k)
         for step in range(max_new_tokens):
-            drawn = draw(logits, uniform[alive, step], temperature, top_p)  # [alive]
-            logp = logits.gather(-1, drawn[:, None]).squeeze(-1) - logits.logsumexp(-1)
-            entropies[alive] += entropy_of(logits)
-            for row, token, value in zip(alive.tolist(), drawn.tolist(), logp.tolist()):
+            drawn = draw(rows.logits, uniform[rows.alive, step], temperature, top_p)  # [alive]
+            logp = rows.logits.gather(-1, drawn[:, None]).squeeze(-1) - rows.logits.logsumexp(-1)
+            entropies[rows.alive] += entropy_of(rows.logits)
+            for row, token, value in zip(rows.alive.tolist(), drawn.tolist(), logp.tolist()):
                 tokens[row].append(token)
                 logps[row].append(value)
             keep = ~torch.isin(drawn, ends)
             if step + 1 == max_new_tokens or not keep.any():
                 break
-            if not keep.all():
-                kept = keep.nonzero().squeeze(-1)
-                cache.batch_select_indices(kept)
-                alive, attention, drawn = alive[kept], attention[kept], drawn[kept]
-            attention = torch.cat([attention, attention.new_ones(len(alive), 1)], 1)
-            logits = (
-                self.model(
-                    input_ids=drawn[:, None],
-                    attention_mask=attention,
-                    past_key_values=cache,
-                    position_ids=attention.sum(1, keepdim=True) - 1,
-                    use_cache=True,
-                )
-                .logits[:, -1]
-                .float()
-            )
+            rows.advance(self.model, drawn, keep)
         owners = [p.id for p in prompts for _ in range(k)]
-        return [self._candidate(*row) for row in zip(rows, owners, tokens, logps, entropies.tolist(), strict=True)]
+        return [self._candidate(*row) for row in zip(names, owners, tokens, logps, entropies.tolist(), strict=True)]
 
     def end_tokens(self) -> Tensor:
         """Ids of all tokens that end a turn."""
@@ -284,24 +266,6 @@ class TextPolicy:
             logps=tuple(round(value, 6) for value in logps),
             entropy=round(entropy / len(tokens), 6),
         )
-
-
-def check_weights(folder: Path) -> None:
-    """Refuse a folder without a model, or with weights that only a pickle could hold.
-
-    Raises:
-        UserError: naming the folder or the file.
-    """
-    if not (folder / "config.json").exists() and not (folder / "adapter_config.json").exists():
-        raise UserError(
-            "holds no config.json and no adapter_config.json",
-            where=str(folder),
-            mend="name a save_pretrained folder or a PEFT adapter",
-        )
-    if not list(folder.glob("*.safetensors")):
-        pickled = [f.name for f in folder.iterdir() if f.suffix in {".bin", ".pt", ".pth", ".pkl", ".ckpt"}]
-        what = f"holds only pickled weights ({pickled[0]}), which are never loaded" if pickled else "holds no weights"
-        raise UserError(what, where=str(folder), mend="save the model as safetensors")
 
 
 def with_adapter(model: Any, rank: int) -> Any:

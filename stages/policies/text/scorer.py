@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from stages import files
+from stages.batches import Item
 from stages.errors import UserError
-from stages.policies.drawing import by_length
-from stages.policies.text import Dialogue, check_weights
-from stages.records import Candidate, Prompt
+from stages.policies.order import by_length
+from stages.policies.text.policy import TextSettings
+from stages.policies.weights import check_weights
+from stages.records import Candidate, Completion, Prompt
 
 
 class Scorer:
@@ -25,7 +27,9 @@ class Scorer:
         self.mean, self.std = mean, std
 
     @classmethod
-    def load(cls, folder: Path, *, max_length: int = 512, device: str = "cpu", trainable: bool = False) -> Scorer:
+    def load(
+        cls, folder: Path, settings: TextSettings = TextSettings(), *, device: str = "cpu", trainable: bool = False
+    ) -> Scorer:
         """Read an encoder or a language model (a new head is added), or a trained scorer with its constants.
 
         Raises:
@@ -48,7 +52,7 @@ class Scorer:
                 module.p = 0.0
         constants = folder / "score.json"
         held = json.loads(constants.read_text()) if constants.exists() else {}
-        limit = min(max_length, int(model.config.max_position_embeddings))
+        limit = min(settings.max_length, int(model.config.max_position_embeddings))
         return cls(model.to(device).train(trainable), tokenizer, max_length=limit, **held)
 
     def save(self, folder: Path) -> None:
@@ -61,12 +65,12 @@ class Scorer:
         """What an optimizer moves, by name."""
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
-    def score(self, dialogues: Sequence[Dialogue], answers: Sequence[str]) -> Tensor:
+    def score(self, items: Sequence[Item]) -> Tensor:
         """Raw scores `[b]`, differentiable; the question is cut before the answer is."""
-        questions = ["\n".join(message.content for message in dialogue) for dialogue in dialogues]
+        questions = ["\n".join(message.content for message in item.messages) for item in items]
         batch = self.tokenizer(
             questions,
-            list(answers),
+            [item.completion.text for item in items],
             truncation="longest_first",
             max_length=self.max_length,
             padding=True,
@@ -77,11 +81,11 @@ class Scorer:
     @torch.no_grad()
     def __call__(self, prompts: Sequence[Prompt], candidates: Sequence[Candidate]) -> list[float]:
         """Standardised scores: mean 0 and spread 1 over the candidates of the policy it was trained on."""
-        sizes = [
-            range(len(c.text) // 3 + sum(len(m.content) for m in p.messages) // 3 + 1)
+        items = [
+            Item(c.id, p.messages, Completion.model_construct(text=c.text))
             for p, c in zip(prompts, candidates, strict=True)
         ]
         out = torch.empty(len(candidates))
-        for batch in by_length(sizes, tokens=4096):
-            out[batch] = self.score([prompts[i].messages for i in batch], [candidates[i].text for i in batch]).cpu()
+        for batch in by_length([range(item.size // 3 + 1) for item in items], tokens=4096):
+            out[batch] = self.score([items[i] for i in batch]).cpu()
         return ((out - self.mean) / self.std).tolist()

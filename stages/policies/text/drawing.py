@@ -1,9 +1,8 @@
-"""Arithmetic of drawing tokens: positions, seeded streams, the nucleus, batches of similar length."""
+"""Arithmetic of drawing tokens: positions, seeded streams, the nucleus."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -60,16 +59,3 @@ def nucleus(probs: Tensor, uniform: Tensor, top_p: float, width: int) -> tuple[T
     mass = (ranked * (mass - ranked < top_p)).cumsum(-1)  # the token that crosses top_p is the last one in
     at = torch.searchsorted(mass, uniform[:, None] * mass[:, -1:]).clamp(max=width - 1)
     return order.gather(-1, at).squeeze(-1), found
-
-
-def by_length(rows: Sequence[Sequence[int]], *, tokens: int) -> Iterator[list[int]]:
-    """Indices in batches of similar length, each of at most `tokens` tokens, padding included."""
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    batch: list[int] = []
-    for i in order:
-        if batch and (len(batch) + 1) * len(rows[i]) > tokens:
-            yield batch
-            batch = []
-        batch.append(i)
-    if batch:
-        yield batch

@@ -1,0 +1,1 @@
+"""Advantages: what a group's rewards say of each member, one file each."""
