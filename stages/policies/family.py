@@ -139,3 +139,12 @@ def ancestors(folder: Path) -> list[Path]:
     while (link := chain[0] / "previous.json").exists():
         chain.insert(0, Path(json.loads(link.read_text())["previous"]))
     return chain
+
+
+def passed(folder: Path) -> Path:
+    """The policy itself, or the nearest before it, that no round's gate held back."""
+    for policy in reversed(ancestors(folder)):
+        gate = policy / "gate.json"
+        if not gate.exists() or json.loads(gate.read_text())["continue"]:
+            return policy
+    return folder

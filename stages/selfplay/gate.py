@@ -1,4 +1,4 @@
-"""The gate of a round: may self-play go on from this policy?"""
+"""The gate of a round: may self-play go on from the policy that it made?"""
 
 from __future__ import annotations
 
@@ -13,42 +13,55 @@ from stages.records import Candidate
 
 
 class Gate(Config):
-    """When to stop. Each limit speaks of the samples that the round began with."""
+    """When to stop. Each limit speaks of samples of the new policy on the round's own prompts."""
 
-    max_drop: Annotated[float, Field(ge=0)] = 2.0  # mean score may be this many standard errors below the last round's
+    candidates: Annotated[int, Field(ge=1)] = 1  # samples of a prompt
+    max_drop: Annotated[float, Field(ge=0)] = 2.0  # mean score may fall by this many standard errors
     min_entropy: Annotated[float, Field(ge=0)] = 0.05  # nats a token; below it the policy has collapsed
     max_clipped: Annotated[float, Field(ge=0, le=1)] = 0.95  # share of answers that do not end by themselves
 
 
-def decide(gate: Gate, before: Sequence[Candidate], now: Sequence[Candidate]) -> dict[str, object]:
-    """Compare the samples of two rounds.
+def decide(gate: Gate, before: Sequence[Candidate], after: Sequence[Candidate]) -> dict[str, object]:
+    """Compare samples of the policy that the round started from with samples of the one that it made.
 
-        z = (mean score now - mean score before) / sqrt(se_now^2 + se_before^2)
+        d_x = mean score of the new samples of prompt x - mean score of the old ones
+        z = mean_x d_x / se(mean_x d_x)          over the prompts that both have scores of
 
     Args:
         gate: the limits.
-        before: scored samples of the policy before the last update; empty where there are none.
-        now: scored samples of the policy after it.
+        before: scored samples of the policy before the update.
+        after: scored samples of the policy after it, of the same prompts.
 
     Returns:
         `continue`, the `reasons` against it, and the numbers they rest on.
     """
-    means = {
-        "score": mean([c.score or 0.0 for c in now])[0],
-        "entropy": mean([c.entropy or 0.0 for c in now])[0],
-        "clipped": mean([float(not c.finished) for c in now])[0],
-    }
+    entropies = [c.entropy for c in after if c.entropy is not None]
+    told = {"clipped": mean([float(not c.finished) for c in after])[0]}
+    old, new = by_prompt(before), by_prompt(after)
+    both = sorted(old.keys() & new.keys())
     reasons = []
-    if before:
-        (a, a_se), (b, b_se) = mean([c.score or 0.0 for c in before]), mean([c.score or 0.0 for c in now])
-        means["z"] = (b - a) / max(math.hypot(a_se, b_se), 1e-12)
-        if means["z"] < -gate.max_drop:
-            reasons.append(f"the mean score fell by {-means['z']:.1f} standard errors")
-    if means["entropy"] < gate.min_entropy:
-        reasons.append(f"entropy is {means['entropy']:.3f} nats a token")
-    if means["clipped"] > gate.max_clipped:
-        reasons.append(f"{means['clipped']:.0%} of the answers do not end")
-    return {"continue": not reasons, "reasons": reasons, **means}
+    if both:
+        change, error = mean([new[prompt] - old[prompt] for prompt in both])
+        told |= {"score": mean([new[prompt] for prompt in both])[0], "change": change}
+        told["z"] = change / max(error, 1e-12)
+        if told["z"] < -gate.max_drop:
+            reasons.append(f"the mean score fell by {-change:.3f}, {-told['z']:.1f} standard errors")
+    if entropies:
+        told["entropy"] = mean(entropies)[0]
+        if told["entropy"] < gate.min_entropy:
+            reasons.append(f"entropy is {told['entropy']:.3f} nats a token")
+    if told["clipped"] > gate.max_clipped:
+        reasons.append(f"{told['clipped']:.0%} of the answers do not end")
+    return {"continue": not reasons, "reasons": reasons, **told}
+
+
+def by_prompt(candidates: Sequence[Candidate]) -> dict[str, float]:
+    """Mean score of each prompt's candidates, of those that have one."""
+    scores: dict[str, list[float]] = {}
+    for candidate in candidates:
+        if candidate.score is not None:
+            scores.setdefault(candidate.prompt, []).append(candidate.score)
+    return {prompt: sum(told) / len(told) for prompt, told in scores.items()}
 
 
 def mean(values: Sequence[float]) -> tuple[float, float]:

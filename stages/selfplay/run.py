@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field
 
-from stages import feed, files, learn, panel, parts, preferences, records, rollout, toolbox
+from stages import feed, files, labelling, learn, panel, preferences, records, rollout, toolbox
 from stages.config import Choice, Config, Run
 from stages.entry import Job, Stage
 from stages.errors import UserError, nearest
 from stages.feed import Cache
 from stages.learn import Optimize
-from stages.panel import Panel
+from stages.panel import Panel, Tools
 from stages.policies import family
 from stages.records import Candidate, Prompt
 from stages.selfplay.gate import Gate, decide
@@ -91,19 +91,14 @@ def inputs(name: str, config: Settings) -> dict[str, Path]:
 def run(name: str, job: Job[Settings]) -> dict[str, float]:
     """Write the policy, what it learned from, gate.json, and the curves of its training."""
     config = job.config.selfplay
-    previous = Path(config.rounds[name].previous)
+    previous = family.passed(Path(config.rounds[name].previous))
     prompts = chosen_prompts(config, name)
     sampled = sample(job, prompts, previous)
-    needs = panel.needs(config, where=WHERE)
-    tools = toolbox.load(needs, job.config.run, encoder=ENCODER, model=MODEL, scorer=SCORER)
     scored, made = preferences.make(
-        config, config.pairing, prompts, sampled, tools, seed=job.config.run.seed, where="selfplay"
+        config, config.pairing, prompts, sampled, tools(job), seed=job.config.run.seed, where="selfplay"
     )
-    del tools
     records.write(job.out / "candidates.jsonl", scored)
     records.write(job.out / "preferences.jsonl", made)
-    verdict = decide(config.gate, before(previous), [c for c in scored if not is_opponent(c)])
-    files.write_json(job.out / "gate.json", verdict)
     optimize = job.config.optimize
     cache = reference(job, previous, made)
     policy = family.to_train(job.config.run, previous, lora_r=optimize.lora_r)
@@ -118,7 +113,10 @@ def run(name: str, job: Job[Settings]) -> dict[str, float]:
         label=f"selfplay {name}",
     )
     policy.save(job.out)
+    del policy
     files.write_json(job.out / "previous.json", {"previous": str(previous)})
+    verdict = judge(job, prompts, [c for c in scored if not is_opponent(c)])
+    files.write_json(job.out / "gate.json", verdict)
     job.journal.checkpoint(job.out, step=-1)
     job.journal.table("scored_candidates", preferences.table(prompts, scored)[:200])
     return {
@@ -138,36 +136,28 @@ def chosen_prompts(config: Selfplay, name: str) -> list[Prompt]:
 
 def sample(job: Job[Settings], prompts: list[Prompt], previous: Path) -> list[Candidate]:
     """Candidates of the policy, and of its opponent where that is another one."""
-    config, run = job.config.selfplay, job.config.run
-    sampler, settings = config.sampler.part("sampler", "selfplay.sampler")
+    config = job.config.selfplay
     opponent, options = config.opponent.part("opponent", "selfplay.opponent")
     other = opponent.function(family.ancestors(previous), **options)
     drawn = []
     for folder, mark in [(previous, "")] + ([(other, "o")] if other != previous else []):
-        drawn += [_marked(c, mark) for c in draw_from(folder, sampler, settings, job, prompts, f"chunks{mark}", run)]
+        drawn += [_marked(c, mark) for c in draw_from(folder, job, prompts, config.candidates, f"chunks{mark}")]
     order = {prompt.id: i for i, prompt in enumerate(prompts)}
     return sorted(drawn, key=lambda c: order[c.prompt])
 
 
-def draw_from(
-    folder: Path,
-    sampler: parts.Part,
-    settings: dict[str, Any],
-    job: Job[Settings],
-    prompts: list[Prompt],
-    chunks: str,
-    run: Run,
-) -> list[Candidate]:
-    """K candidates of each prompt from the policy in a folder."""
-    policy = family.load(run, folder)
-    k = job.config.selfplay.candidates
-    return rollout.sample(
-        partial(sampler.function, policy, k=k, seed=run.seed, **settings),
-        prompts,
-        k,
-        job.scratch / chunks,
-        label=f"generate from {folder}",
-    )
+def draw_from(folder: Path, job: Job[Settings], prompts: list[Prompt], k: int, chunks: str) -> list[Candidate]:
+    """K candidates of each prompt from the policy in a folder. One seed: what differs is the policy, not the luck."""
+    run = job.config.run
+    sampler, settings = job.config.selfplay.sampler.part("sampler", "selfplay.sampler")
+    draw = partial(sampler.function, family.load(run, folder), k=k, seed=run.seed, **settings)
+    return rollout.sample(draw, prompts, k, job.scratch / chunks, label=f"generate from {folder}")
+
+
+def tools(job: Job[Settings]) -> Tools:
+    """What the round's panel needs."""
+    needs = panel.needs(job.config.selfplay, where=WHERE)
+    return toolbox.load(needs, job.config.run, encoder=ENCODER, model=MODEL, scorer=SCORER)
 
 
 def _marked(candidate: Candidate, mark: str) -> Candidate:
@@ -180,10 +170,16 @@ def is_opponent(candidate: Candidate) -> bool:
     return candidate.id.rpartition("/")[2].startswith("o")
 
 
-def before(previous: Path) -> list[Candidate]:
-    """Scored samples of the last round; none before the first one, whose labels came from another panel."""
-    file = previous / "candidates.jsonl"
-    return [c for c in records.read(file, Candidate) if not is_opponent(c)] if file.exists() else []
+def judge(job: Job[Settings], prompts: list[Prompt], before: list[Candidate]) -> dict[str, object]:
+    """What the gate says of fresh samples of the new policy, scored by the panel that scored the old one's."""
+    config = job.config.selfplay
+    drawn = draw_from(job.out, job, prompts, config.gate.candidates, "after")
+    after = labelling.score(config, labelling.align(prompts, drawn), drawn, tools(job))
+    records.write(job.out / "after.jsonl", after)
+    verdict = decide(config.gate, before, after)
+    reasons = "" if verdict["continue"] else f": {verdict['reasons']}; nothing builds on this round"
+    print(f"gate {'not ' * bool(reasons)}passed{reasons}")
+    return verdict
 
 
 def reference(job: Job[Settings], previous: Path, made: list[preferences.Preference]) -> Cache:
