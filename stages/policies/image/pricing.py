@@ -1,0 +1,119 @@
+"""Log-probs of finished images and of stored denoising steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from stages.batches import Item
+from stages.errors import UserError
+from stages.images import unpack
+from stages.policies.image import noise as arithmetic
+from stages.policies.image import seeds
+from stages.policies.image.schedule import Grid
+
+if TYPE_CHECKING:
+    from stages.policies.image.policy import ImagePolicy
+
+
+def elbo(policy: ImagePolicy, items: Sequence[Item]) -> Tensor:
+    """Surrogate log-probs `[b, levels]` from the denoising error at the (timestep, noise) that each draw seeds.
+
+    Raises:
+        UserError: a completion without an image.
+    """
+    for item in items:
+        if not item.completion.image:
+            raise UserError("its completion has no image", where=item.id, mend="give images to the family 'image'")
+    count = policy.settings.levels
+    where, noise, coin = seeds.levels([item.draw for item in items], count, policy.shape)
+    x0 = policy.codec.encode([item.completion.image for item in items]).repeat_interleave(count, 0)  # [n,c,h,w]
+    noise = noise.flatten(0, 1).to(x0)
+    time, s, (signal, sigma) = policy.schedule.draw(where.flatten())
+    level = arithmetic.over(signal, x0), arithmetic.over(sigma, x0)
+    kept = (coin >= policy.settings.drop_prompt).tolist()
+    captions = [caption(item) if keep else "" for item, keep in zip(items, kept, strict=True) for _ in range(count)]
+    condition = policy.denoiser.condition(captions, 1.0)
+    out = policy.denoiser(arithmetic.corrupt(x0, noise, level), time, condition, 1.0)
+    wanted = arithmetic.target(x0, noise, level, policy.schedule.prediction)
+    error = (out - wanted).square().flatten(1).mean(1)  # [n]
+    return arithmetic.weighted(error, s, policy.settings.weight).view(len(items), count)
+
+
+def trajectory(policy: ImagePolicy, items: Sequence[Item]) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probs, mask and entropy, each `[b,1]` at the step that each draw seeds, or `[b,T]`.
+
+    Raises:
+        UserError: a completion without its trajectory, or a deterministic sampler.
+    """
+    grid, path = stochastic(policy, policy.settings.steps), stored(policy, items)
+    random = grid.mask.nonzero().squeeze(1)  # [r]
+    chosen = random.expand(len(items), -1)
+    if policy.settings.trajectory_steps == "one":
+        where = seeds.levels([item.draw for item in items], 1, (1,))[0].to(random.device)  # [b,1]
+        chosen = random[(where * len(random)).long()]
+    taken, mean = means(policy, [caption(item) for item in items], path, chosen, grid)
+    std = grid.std[chosen]
+    logp = arithmetic.gaussian_logp(taken, mean, std.flatten()).view(chosen.shape)
+    entropy = arithmetic.gaussian_entropy(std)
+    if policy.settings.trajectory_steps == "one":
+        return logp, torch.ones_like(logp, dtype=torch.bool), entropy
+    return among(logp, grid), grid.mask.expand(len(items), -1), among(entropy, grid)
+
+
+def caption(item: Item) -> str:
+    """What an item's image was asked to show."""
+    return item.messages[-1].content
+
+
+def stored(policy: ImagePolicy, items: Sequence[Item]) -> Tensor:
+    """Trajectories `[b,T+1,c,h,w]` as the records hold them.
+
+    Raises:
+        UserError: a trajectory is missing or has another number of steps.
+    """
+    steps = policy.settings.steps
+    shape = (steps + 1, *policy.shape)
+    found = [unpack(item.completion.latents, (-1,)) if item.completion.latents else torch.empty(0) for item in items]
+    for item, one in zip(items, found, strict=True):
+        if one.numel() != torch.Size(shape).numel():
+            what = f"its trajectory has {one.numel()} numbers, not the {torch.Size(shape).numel()} of {steps} steps"
+            mend = "sample it with run.policy.likelihood 'trajectory' and the same run.policy.steps"
+            raise UserError(what, where=item.id, mend=mend)
+    return torch.stack(found).view(-1, *shape).to(policy.device, policy.dtype)
+
+
+def stochastic(policy: ImagePolicy, steps: int) -> Grid:
+    """The steps of a sampler that has log-probs.
+
+    Raises:
+        UserError: none of its steps is random.
+    """
+    grid = policy.schedule.grid(steps, policy.noise)
+    if not grid.mask.any():
+        name = "noise_level" if policy.schedule.flow else "eta"
+        what = f"a deterministic sampler ({name} {policy.noise:g}, steps {steps}) has no log-probs"
+        raise UserError(what, where="run.policy", mend=f"set {name} above 0 and steps above 1")
+    return grid
+
+
+def means(
+    policy: ImagePolicy, captions: Sequence[str], path: Tensor, steps: Tensor, grid: Grid
+) -> tuple[Tensor, Tensor]:
+    """Where chosen steps `[b,r]` of trajectories went and their means under the policy, both `[b*r,c,h,w]`."""
+    row = torch.arange(len(path), device=path.device).repeat_interleave(steps.shape[1])
+    step = steps.flatten()
+    x = path[row, step]
+    guidance = policy.settings.guidance
+    condition = policy.denoiser.condition([c for c in captions for _ in range(steps.shape[1])], guidance)
+    out = policy.denoiser(x, grid.time[step], condition, guidance)
+    return path[row, step + 1], grid.mean(x, out, step)
+
+
+def among(values: Tensor, grid: Grid) -> Tensor:
+    """Values of the random steps `[b,r]` among all steps `[b,T]`, 0 elsewhere."""
+    out = values.new_zeros(len(values), len(grid.std))
+    return out.masked_scatter(grid.mask.expand_as(out), values)
