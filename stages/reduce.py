@@ -1,4 +1,4 @@
-"""What three or more parts share: masked sums and means over steps, log-ratios, soft labels, statistics.
+"""What three or more parts share: masked sums and means over steps, log-ratios, soft labels, groups, statistics.
 
 The length of a candidate is the count of its mask, never of its non-zero values: at policy = reference every
 log-ratio is zero.
@@ -7,7 +7,9 @@ log-ratio is zero.
 import torch
 from torch import Tensor
 
-from stages.batches import Pairs, Steps
+from stages.batches import Groups, Pairs, Steps
+
+LARGEST = 20.0  # a log-ratio in nats above which exp adds nothing but overflow: its weight is 5e8 and has no gradient
 
 
 def total(values: Tensor, mask: Tensor) -> Tensor:
@@ -72,3 +74,70 @@ def pair_stats(batch: Pairs, chosen: Tensor, rejected: Tensor) -> dict[str, Tens
         "logps/chosen": total(batch.chosen.logp, batch.chosen.mask).detach(),
         "logps/rejected": total(batch.rejected.logp, batch.rejected.mask).detach(),
     }
+
+
+def centred(batch: Groups) -> Tensor:
+    """Rewards minus the mean of their group, without gradient, 0 for absent members: `[g,k]`.
+
+    They are taken from the highest first: the mean of equal rewards may differ from them in its last digit, theirs
+    from 0 does not, and nobody divides that digit by a deviation as small.
+    """
+    reward = torch.where(batch.valid, batch.reward, -torch.inf).detach()
+    below = torch.where(batch.valid, reward - reward.amax(-1, keepdim=True), 0.0)
+    return torch.where(batch.valid, below - average(below, batch.valid)[:, None], 0.0)
+
+
+def better(batch: Groups) -> Tensor:
+    """Which member of a group has the higher reward, ties and absent members apart: `[g,i,j]` bool, i above j."""
+    both = batch.valid[:, :, None] & batch.valid[:, None, :]
+    return both & (batch.reward[:, :, None] > batch.reward[:, None, :])
+
+
+def differences(values: Tensor) -> Tensor:
+    """Every member's value minus every other's: `[g,k] -> [g,k,k]`.
+
+    >>> differences(torch.tensor([[3.0, 1.0]]))
+    tensor([[[ 0.,  2.],
+             [-2.,  0.]]])
+    """
+    return values[:, :, None] - values[:, None, :]
+
+
+def drift(steps: Steps) -> Tensor:
+    """The log-ratio of each step to the behaviour policy, in nats, 0 outside the mask: `[...,t]`.
+
+    It is masked before anybody exponentiates it: where exp overflows in padding, its gradient is 0 * inf.
+    """
+    assert steps.old is not None, "this batch has no behaviour log-probs"
+    return torch.where(steps.mask, steps.logp - steps.old, 0.0)
+
+
+def advantages(batch: Groups) -> Tensor:
+    """The advantage of each step, `[g,k,t]` or `[g,k,1]`, 0 for absent members."""
+    assert batch.advantage is not None, "this batch has no advantages"
+    by_step = batch.advantage if batch.advantage.dim() == 3 else batch.advantage[..., None]
+    return torch.where(batch.valid[..., None], by_step, 0.0)
+
+
+def clipped(log_ratio: Tensor, advantage: Tensor, low: float, high: float) -> Tensor:
+    """The clipped policy-gradient loss max(-A * rho, -A * clip(rho, 1 - low, 1 + high)) with rho = exp(log_ratio).
+
+    The larger of the two: no gain is counted beyond the clip range, every harm is.
+
+    >>> clipped(torch.tensor([1.5, 1.5, 0.5]).log(), torch.tensor([1.0, -1.0, -1.0]), low=0.2, high=0.2)
+    tensor([-1.2000,  1.5000,  0.8000])
+    """
+    ratio = log_ratio.clamp(max=LARGEST).exp()
+    return torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - low, 1 + high))
+
+
+def drift_stats(batch: Groups, log_ratio: Tensor, low: float, high: float) -> dict[str, Tensor]:
+    """How far a group `[g,k,t]` has left its behaviour policy, detached means `[g]` over the steps of its members.
+
+    `clip_ratio` is the share of steps outside the clip range, `approx_kl` the mean of log_ratio^2 / 2.
+    """
+    mask = (batch.steps.mask & batch.valid[..., None]).flatten(-2)
+    gone = log_ratio.detach().flatten(-2)  # [g,k*t]
+    ratio = gone.exp()
+    outside = (ratio < 1 - low) | (ratio > 1 + high)
+    return {"clip_ratio": average(outside.to(gone.dtype), mask), "approx_kl": average(gone**2 / 2, mask)}

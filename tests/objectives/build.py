@@ -41,6 +41,7 @@ def random_steps(shape: tuple[int, ...], noise: torch.Generator) -> Steps:
         value=draw(),
         reward=draw(),
         entropy=draw().abs(),
+        kl=draw().abs(),
     )
 
 
@@ -64,8 +65,19 @@ def random_batch(feedback: str, *, b: int = 5, t: int = 4, k: int = 3, seed: int
         return Singles(random_steps((b, t), noise), label=label, score=score, mismatch=raised)
     valid = torch.ones(b, k, dtype=torch.bool)
     valid[0, -1] = False
-    reward = torch.randn(b, k, generator=noise, dtype=torch.float64)
-    return Groups(random_steps((b, k, t), noise), reward=reward, valid=valid)
+    reward, advantage = torch.randn(2, b, k, generator=noise, dtype=torch.float64)
+    return Groups(random_steps((b, k, t), noise), reward=reward, valid=valid, advantage=advantage)
+
+
+def group(logp: list[float], **given: list[float]) -> Groups:
+    """One group of one-step members, reference and behaviour 0 unless they are given (`ref`, `old`, `kl`)."""
+    zero = [0.0] * len(logp)
+    given = {"ref": zero, "old": zero, "reward": zero, **given}
+    row = {name: torch.tensor([values], dtype=torch.float64) for name, values in given.items()}
+    by_step = {name: row.pop(name)[..., None] for name in ("ref", "old", "kl") if name in row}
+    taken = torch.tensor([logp], dtype=torch.float64)[..., None].requires_grad_()
+    there = torch.ones(1, len(logp), dtype=torch.bool)
+    return Groups(Steps(taken, there[..., None], **by_step), valid=there, **row)
 
 
 def parts_of(batch: Pairs | Groups | Singles) -> dict[str, Steps]:
@@ -117,6 +129,27 @@ def values(steps: Steps, *, reference: bool = False) -> list[list[float]]:
     """The real log-probs (or log-ratios to the reference) as ragged lists: what an independent reference reads."""
     numbers = steps.logp.detach() - (steps.ref if reference else 0)
     return [row[kept].tolist() for row, kept in zip(numbers, steps.mask)]
+
+
+def members(batch: Groups, field: str) -> list[list[list[float]]]:
+    """A field of the steps as ragged lists `[g][k][t]`, absent members left out: what an independent loop reads."""
+    held = getattr(batch.steps, field).detach()
+    return [
+        [row[kept].tolist() for row, kept, there in zip(*group) if there]
+        for group in zip(held, batch.steps.mask, batch.valid)
+    ]
+
+
+def check_slopes(
+    batch: Groups, found: Tensor, slopes: list[list[list[float]]], *, rtol: float = 1e-10, atol: float = 1e-12
+) -> None:
+    """Compare a gradient `[g,k,t]` with ragged lists `[g][k][t]`; outside them it must be 0."""
+    expected = torch.zeros_like(found)
+    for g, group in enumerate(slopes):
+        present = batch.valid[g].nonzero().flatten().tolist()
+        for k, row in zip(present, group):
+            expected[g, k][batch.steps.mask[g, k]] = torch.tensor(row, dtype=torch.float64)
+    torch.testing.assert_close(found, expected, rtol=rtol, atol=atol)
 
 
 def check_against(objective, batch: Pairs, reference, *, to_reference: bool = False, **settings) -> None:
