@@ -64,22 +64,20 @@ def checks(line: dict[str, Any], *, where: str = "metadata.jsonl") -> dict[str, 
     Raises:
         UserError: an entry is not an object of a scene.
     """
-    include = line.get("include") or []
-    placed = [number for number, entry in enumerate(include) if "position" in entry]
-    if len(placed) > 1:
-        raise UserError(f"{len(placed)} positions", where=where, mend="give one: a scene has one relation")
-    order = placed + [number for number in range(len(include)) if number not in placed]
-    things = [
-        {"shape" if name == "class" else name: value for name, value in include[n].items() if name != "position"}
-        for n in order
-    ]
-    found: dict[str, Any] = {"objects": things}
-    if placed:
-        relation, target = include[placed[0]]["position"]
-        if target not in order:
-            raise UserError(f"no entry {target} to be {relation}", where=where, mend="name the index of an entry")
-        found["relation"] = {"a": 0, "b": order.index(target), "where": relation}
-    return scene(found, where=where).checks
+    try:
+        include = [dict(entry) for entry in line["include"]]
+        positions = {n: entry.pop("position") for n, entry in enumerate(include) if "position" in entry}
+        order = [*positions, *(n for n in range(len(include)) if n not in positions)]
+        things = [{"shape": include[n].pop("class"), **include[n]} for n in order]
+        relations = [{"a": 0, "b": order.index(n), "where": said} for said, n in positions.values()]
+    except (LookupError, TypeError, ValueError) as error:
+        what = f"not GenEval's metadata: {type(error).__name__} {error}"
+        raise UserError(
+            what, where=where, mend="each of include wants class, count, perhaps [relation, index]"
+        ) from None
+    if len(relations) > 1:
+        raise UserError(f"{len(relations)} positions", where=where, mend="give one: a scene has one relation")
+    return scene({"objects": things, **({"relation": relations[0]} if relations else {})}, where=where).checks
 
 
 def write(folder: Path, prompts: Sequence[Prompt], candidates: Iterable[Candidate]) -> None:
@@ -122,7 +120,7 @@ def _score_prompt(home: Path) -> list[dict[str, Any]]:
     try:
         line = json.loads(file.read_text(encoding="utf-8"))
         tag, said = line["tag"], line["prompt"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError) as error:
         what = f"not GenEval's metadata: {type(error).__name__} {error}"
         raise UserError(what, where=str(file), mend="one JSON object with tag, include and prompt") from None
     wanted = checks(line, where=str(file))

@@ -50,8 +50,10 @@ class Scene(Record):
 
     @model_validator(mode="after")
     def _relates_what_is_there(self) -> "Scene":
-        if self.relation and not self.relation.a != self.relation.b < len(self.objects) > self.relation.a:
-            raise PydanticCustomError("relation", "the relation is not between two of the objects")
+        if self.relation:
+            a, b = self.relation.a, self.relation.b
+            if a == b or max(a, b) >= len(self.objects):
+                raise PydanticCustomError("relation", "the relation is not between two of the objects")
         return self
 
     @property
@@ -85,9 +87,11 @@ def caption(spec: Scene) -> str:
     'two small blue squares above a red circle'
     """
     said = [_said(thing) for thing in spec.objects]
-    if spec.relation is None:
-        return " and ".join(said)
-    return f"{said[spec.relation.a]} {spec.relation.where} {said[spec.relation.b]}"
+    if spec.relation:
+        a, b = spec.relation.a, spec.relation.b
+        others = [text for number, text in enumerate(said) if number not in (a, b)]
+        said = [f"{said[a]} {spec.relation.where} {said[b]}", *others]
+    return " and ".join(said)
 
 
 def _said(thing: Thing) -> str:
@@ -125,10 +129,10 @@ def composition(spec: Scene) -> tuple:
     """What two scenes share where they differ in size or wording alone: "a above b" is "b below a"."""
     things = [(thing.shape, thing.color or "", thing.count) for thing in spec.objects]
     if spec.relation is None:
-        return (*sorted(things), "")
+        return (*sorted(things), ())
     a, b, where = things[spec.relation.a], things[spec.relation.b], spec.relation.where
     turned = {"right of": "left of", "below": "above"}.get(where)
-    return (b, a, turned) if turned else (a, b, where)
+    return (*sorted(things), (b, a, turned) if turned else (a, b, where))
 
 
 @cache

@@ -146,6 +146,14 @@ def test_faults_are_named(tmp_path):
     (tmp_path / "00000" / "metadata.jsonl").write_text(json.dumps(line))
     with pytest.raises(UserError, match=r"metadata.jsonl: objects.0.shape: Input should be 'circle'"):
         geneval.score(tmp_path)
-    line["include"] = [{"class": "cross", "count": 1, "position": ["above", 4]}]
-    with pytest.raises(UserError, match="no entry 4 to be above"):
-        geneval.checks(line)
+
+
+def test_wrong_entries_are_named():
+    cross, square = {"class": "cross", "count": 1}, {"class": "square", "count": 1}
+    for include in (None, [7], [{"count": 1}], [cross | {"position": ["above", 4]}], [cross | {"position": 4}]):
+        with pytest.raises(UserError, match="^metadata.jsonl: not GenEval's metadata"):
+            geneval.checks({"include": include})
+    with pytest.raises(UserError, match="^metadata.jsonl: 2 positions; give one"):
+        geneval.checks({"include": [cross | {"position": ["above", 1]}, square | {"position": ["below", 0]}]})
+    with pytest.raises(UserError, match="the relation is not between two of the objects"):
+        geneval.checks({"include": [cross | {"position": ["above", 0]}, square]})

@@ -206,6 +206,9 @@ def test_captions_are_plain_english():
     assert "a circle and a square" in said["two_object"]
     assert "a red circle left of a green square" in said["position"]
     assert "a red circle and a blue square" in said["color_attr"]
+    things = (Thing(shape="cross"), Thing(shape="circle"), Thing(shape="square", count=2))
+    three = Scene(objects=things, relation={"a": 2, "b": 0, "where": "below"})
+    assert caption(three) == "two squares below a cross and a circle"
     assert len(vocabulary()) == 26
     total = [caption(spec) for kind in KINDS for spec in everything(kind)]
     assert len(total) == len(set(total)), "two scenes share a caption"
@@ -238,6 +241,7 @@ def test_composition_is_the_same_said_from_either_side():
         ({"objects": [{"shape": "star"}]}, "where: objects.0.shape: Input should be 'circle', 'square'"),
         ({"objects": [{"shape": "cross", "colour": "red"}]}, "where: objects.0.colour: Extra inputs"),
         ({**BESIDE, "relation": {"a": 0, "b": 2, "where": "above"}}, "where: row: the relation is not between two"),
+        ({**BESIDE, "relation": {"a": 1, "b": 1, "where": "above"}}, "where: row: the relation is not between two"),
     ],
 )
 def test_wrong_checks_are_named(checks, message):
