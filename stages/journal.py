@@ -31,6 +31,8 @@ LOG = logging.getLogger("prefloop")
 EVERY = 3.0  # seconds between two deliveries
 PAUSE = 60.0  # seconds until a server that did not answer is asked again
 SMALL = 100 * 2**20  # bytes up to which a checkpoint is uploaded whole
+ACROSS, DOWN = 8, 16  # pictures of a table's grid; rows of any grid
+LARGEST = 256  # pixels of a picture in a grid
 CARD = 2**20  # bytes up to which a file of a larger checkpoint is uploaded beside the reference
 
 
@@ -134,8 +136,16 @@ class Journal:
         self._mirror()
 
     def table(self, name: str, rows: list[dict[str, Any]]) -> Path:
-        """Write rows as `tables/<name>.json`, in place of an earlier table of that name, and show it in MLflow."""
+        """Write rows as `tables/<name>.json`, in place of an earlier table of that name, and show it in MLflow.
+
+        Columns named `image`, or `<side>/image`, are no text: they go to `images` as a grid, in the order of the rows.
+        Latents are left out.
+        """
         columns = list(dict.fromkeys(key for row in rows for key in row))
+        for column in [c for c in columns if _leaf(c) == "image"]:
+            pictures = [row[column] for row in rows if row.get(column)]
+            self.images(f"{name}/{column}", 0, [pictures[i : i + ACROSS] for i in range(0, len(pictures), ACROSS)])
+        columns = [c for c in columns if _leaf(c) not in ("image", "latents")]
         content = {"columns": columns, "data": [[row.get(key) for key in columns] for row in rows]}
         path = self.folder / "tables" / f"{name}.json"
         with writing(path):
@@ -158,6 +168,16 @@ class Journal:
         self._mirror()
         return path
 
+    def images(self, name: str, step: int, rows: list[list[str]]) -> Path | None:
+        """Show a grid of pictures (base64 of their files), as training goes; "" leaves a gap. Nothing of no picture."""
+        from stages import images
+
+        shown = next((picture for row in rows[:DOWN] for picture in row if picture), "")
+        if not shown:
+            return None
+        side = min(LARGEST, max(64, *images.open_picture(shown).size))
+        return self.image(name, images.grid(rows[:DOWN], side=side), step)
+
     def artifact(self, path: Path, under: str = "") -> None:
         """Upload a file or a folder, as it is now, into the folder `under` of the run."""
         self._file(path, path.name, under=under)
@@ -169,12 +189,15 @@ class Journal:
         self._mirror()
 
     def checkpoint(self, path: Path, step: int) -> None:
-        """Log a checkpoint as a model: a small one with its files, a large one by path and hash; -1 is the last."""
+        """Log a policy as a model: a small one with its files, a large one by path and hash; -1 says it is finished.
+
+        Stages log what they publish and nothing before it: scratch checkpoints are for resuming, not for reading.
+        """
         self._model(path, lineage.digest(path), f"step-{step}" if step >= 0 else "final", max(step, 0))
 
-    def _model(self, path: Path, digest: str, name: str, step: int) -> None:
+    def _model(self, path: Path, digest: str, name: str, step: int, *, known: bool = False) -> None:
         small = lineage.size(path) <= SMALL
-        tags = {"prefloop.path": str(path.resolve()), "prefloop.md5": digest}
+        tags = {"prefloop.path": str(path.resolve()), "prefloop.md5": digest, "prefloop.weights": _weights(path)}
         names = {(f.relative_to(path).as_posix() if path.is_dir() else f.name): f for f in lineage.files(path)}
         reference = self.folder / "reference.json"
         replace(reference, json.dumps(tags | {"bytes": {n: f.stat().st_size for n, f in names.items()}}, indent=1))
@@ -182,18 +205,21 @@ class Journal:
         kept = self._outbox.keep(uploaded)
         kind = "checkpoint" if small else "reference"
         self._models[digest] = f"{self.stage}-{name}".replace("/", "-")
-        self._outbox.add("checkpoint", _now(), name=self._models[digest], step=step, type=kind, tags=tags, kept=kept)
+        facts = {"name": self._models[digest], "step": step, "type": kind, "tags": tags, "known": known}
+        self._outbox.add("checkpoint", _now(), **facts, kept=kept)
         self._mirror()
 
     def register(self, name: str, path: Path, metrics: dict[str, float], gate_passed: bool) -> None:
         """Make a finished model a version of the registered model `name`.
 
-        The alias `champion` moves only if the gate was passed; `latest` is MLflow's own name of the newest version.
+        It is a version of the model that its own stage logged, where MLflow has one with the same weights; else it is
+        logged now. The alias `champion` moves only if the gate was passed; `latest` is MLflow's own name of the newest
+        version.
         Give the path where the model stays, not scratch: the version remembers it.
         """
         digest = lineage.digest(path)
         if digest not in self._models:
-            self._model(path, digest, digest[:12], 0)
+            self._model(path, digest, digest[:12], 0, known=True)
         tags = {"prefloop.path": str(path.resolve()), "prefloop.md5": digest} | lineage.tags(self.stage)
         plain = {key: _plain(value) for key, value in metrics.items()}
         facts = {
@@ -202,6 +228,7 @@ class Journal:
             "metrics": plain,
             "gate_passed": bool(gate_passed),
             "tags": tags,
+            "weights": _weights(path),
         }
         self._outbox.add("version", _now(), **facts)
         self._mirror()
@@ -238,6 +265,19 @@ class Journal:
 def _plain(value: Any) -> float:
     """A Python number of a number or of a tensor of one element."""
     return value if isinstance(value, int | float) and not isinstance(value, bool) else float(value)
+
+
+def _weights(path: Path) -> str:
+    """The md5 of a model's weights alone: what a stage adds to the folder when it publishes does not change it."""
+    if not path.is_dir():
+        return lineage.digest(path)
+    held = [f for f in lineage.files(path) if f.suffix == ".safetensors"] or lineage.files(path)
+    listed = [(f.relative_to(path).as_posix(), lineage.digest(f)) for f in held]
+    return lineage.md5(json.dumps(listed).encode())
+
+
+def _leaf(column: str) -> str:
+    return column.rpartition("/")[2]
 
 
 def _now() -> int:

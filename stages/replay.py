@@ -145,12 +145,22 @@ def _model(client: Any, outbox: Outbox, name: str) -> Any:
     return next(iter(client.search_logged_models([outbox.state["experiment"]], wish)), None)
 
 
+def _same(client: Any, outbox: Outbox, weights: str) -> Any:
+    """The newest whole logged model of these weights, whichever run made it."""
+    home, wish = outbox.state["experiment"], f"tags.`prefloop.weights` = '{weights}'"
+    newest = [{"field_name": "creation_timestamp", "ascending": False}]
+    found = client.search_logged_models([home], wish, order_by=newest)
+    return next((model for model in found if model.status == "READY"), None)
+
+
 def checkpoint(client: Any, outbox: Outbox, events: list[Event]) -> None:
-    """A logged model, READY when all its files are there."""
+    """A logged model, READY when all its files are there; a known one is not logged twice."""
     from mlflow.entities import LoggedModelOutput
 
     event, run_id = events[0], outbox.state["run_id"]
     model = _model(client, outbox, event["name"])
+    if model is None and event.get("known") and _same(client, outbox, event["tags"]["prefloop.weights"]):
+        return
     if model is None:
         home = outbox.state["experiment"]
         model = client.create_logged_model(home, event["name"], run_id, event["tags"], model_type=event["type"])
@@ -166,7 +176,7 @@ def version(client: Any, outbox: Outbox, events: list[Event]) -> None:
     from mlflow.entities import Metric
 
     event, run_id, name = events[0], outbox.state["run_id"], events[0]["name"]
-    model = _model(client, outbox, event["model"])
+    model = _model(client, outbox, event["model"]) or _same(client, outbox, event.get("weights", ""))
     if not client.search_registered_models(f"name = '{name}'"):
         client.create_registered_model(name)
     mark = f"{outbox.folder.name}:{event['model']}"

@@ -10,12 +10,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from mlflow import MlflowClient
 from PIL import Image
 
-from stages import lineage, mirror
+from stages import images, lineage, loop, mirror
+from stages.config import Training
 from stages.errors import UserError
 from stages.journal import Journal
 from stages.outbox import Outbox
@@ -53,7 +56,7 @@ def open_journal(stage="optimize", **facts):
 
 def model(name="model", byte=b"x"):
     folder = Path(name)
-    folder.mkdir()
+    folder.mkdir(parents=True)
     (folder / "adapter_model.safetensors").write_bytes(byte * 100)
     (folder / "adapter_config.json").write_text("{}")
     return folder
@@ -144,6 +147,51 @@ def test_tables_images_and_artifacts_are_where_the_page_looks_for_them(client):
     assert (journal.folder / "images/samples-grid-3.png").is_file()
 
 
+def picture(value=1.0, side=8):
+    return images.encode(torch.full((1, side, side), value))
+
+
+def names(client, run_id, under):
+    return {Path(f.path).name.split("+")[0] for f in client.list_artifacts(run_id, under)}
+
+
+def test_pictures_of_a_step_are_one_grid(client):
+    """Two rows of tiles of 64 pixels with gaps of 4; a file in the journal and a picture of the series in MLflow."""
+    with open_journal() as journal:
+        path = journal.images("samples/best", 20, [[picture(), picture(-1.0)], [picture()]])
+        large = journal.images("large", 0, [[picture(side=300)]])
+        assert journal.images("none", 20, [["", ""], []]) is None
+    with Image.open(path) as grid:
+        assert grid.size == (2 * 68 + 4, 2 * 68 + 4)
+        assert [grid.getpixel(at) for at in ((36, 36), (104, 36), (36, 104))] == [(255,) * 3, (0,) * 3, (255,) * 3]
+    with Image.open(large) as grid:
+        assert grid.size == (264, 264)
+    assert path.name == "samples-best-20.png"
+    assert names(client, journal.run_id, "images") == {"samples~best", "large"}
+
+
+def test_pictures_wait_for_an_unreachable_server(client, monkeypatch):
+    reachable = os.environ["MLFLOW_TRACKING_URI"]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", CLOSED)
+    with open_journal() as journal:
+        journal.images("samples", 5, [[picture()]])
+    shutil.rmtree(journal.folder.parent)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", reachable)
+    assert mirror.deliver() == 0
+    (run,) = runs(client, **{"prefloop.stage": "optimize"})
+    assert names(client, run.info.run_id, "images") == {"samples"}
+
+
+def test_pictures_of_a_table_are_no_text(client):
+    row = {"prompt": "p", "image": picture(), "score": 0.5, "latents": "AAAA"}
+    with open_journal() as journal:
+        path = journal.table("scored", [row, {"prompt": "q", "image": ""}, {"prompt": "r", "before/image": picture()}])
+    told = json.loads(path.read_text())
+    assert told["columns"] == ["prompt", "score"]
+    assert told["data"] == [["p", 0.5], ["q", None], ["r", None]]
+    assert names(client, journal.run_id, "images") == {"scored~image", "scored~before~image"}
+
+
 def test_a_small_checkpoint_is_uploaded_and_a_large_one_only_named(client):
     small, large = model("small"), model("large")
     os.truncate(large / "adapter_model.safetensors", 101 * 2**20)
@@ -166,6 +214,51 @@ def test_a_small_checkpoint_is_uploaded_and_a_large_one_only_named(client):
     assert reference["prefloop.md5"] == lineage.digest(large)
     assert reference["bytes"]["adapter_model.safetensors"] == 101 * 2**20
     assert not list(box(journal).glob("files/*"))  # nothing is kept once it is delivered
+
+
+def publish(scratch, place, **files):
+    """What a stage does after its journal has logged the model: more files beside the weights, another place."""
+    for name, text in files.items():
+        (scratch / f"{name}.json").write_text(text)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    return scratch.replace(place)
+
+
+def test_a_policy_is_one_logged_model_from_its_training_to_the_registry(client):
+    """Training with a scratch checkpoint each step logs none, its end one, and registering it no second one."""
+    layer = torch.nn.Linear(2, 1)
+    policy = SimpleNamespace(parameters=lambda: dict(layer.named_parameters()))
+    settings = Training(per_device_train_batch_size=1, save_steps=1)
+
+    def loss(examples, epoch):
+        return torch.stack([layer(example).square().sum() for example in examples]), {}
+
+    for stage in ("sft", "optimize"):
+        with open_journal(stage) as journal:
+            rows, about = list(torch.ones(3, 2)), {"seed": 0, "scratch": Path("scratch") / stage, "label": stage}
+            loop.train(policy, rows, loss, settings, journal=journal, size=len, **about)
+            assert (Path("scratch") / stage / "checkpoint.safetensors").is_file()
+            made = model(f"scratch/{stage}/out", stage.encode())
+            journal.checkpoint(made, -1)
+    place = publish(made, Path("data/optimize"), settings="{}", metrics="{}")
+    with open_journal("evaluate") as journal:
+        journal.register("policy", place, {"win_rate": 0.6}, True)
+    home = client.get_run(journal.run_id).info.experiment_id
+    logged = {made.name: made for made in client.search_logged_models([home])}
+    assert set(logged) == {"sft-final", "optimize-final"}
+    version = client.get_model_version_by_alias("policy", "champion")
+    assert version.source == f"models:/{logged['optimize-final'].model_id}"
+    assert version.tags["prefloop.path"] == str(place.resolve())
+    assert client.get_run(version.run_id).data.tags["prefloop.stage"] == "evaluate"
+
+
+def test_a_policy_that_no_stage_logged_is_logged_when_it_is_registered(client):
+    with open_journal("evaluate") as journal:
+        journal.register("policy", model(), {}, True)
+    home = client.get_run(journal.run_id).info.experiment_id
+    (made,) = client.search_logged_models([home])
+    assert made.status == "READY"
+    assert client.get_model_version_by_alias("policy", "champion").source == f"models:/{made.model_id}"
 
 
 def test_champion_moves_only_through_the_gate(client):

@@ -9,25 +9,36 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from stages import feed, labelling, rollout
-from stages.batches import Item
 from stages.config import Run
+from stages.feed import Example
 from stages.panel import Panel, Tools
 from stages.parts import Part
 from stages.policies import family
 from stages.policies.family import Policy
-from stages.records import Candidate, Pair, Prompt
+from stages.records import Candidate, Pair, Prompt, Single
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What one policy answered, and what it thinks of it."""
+
+    every: list[Candidate]  # all answers, ordered by prompt
+    logp: list[float]  # log-prob of each prompt's first answer under the policy itself: see `price`
 
 
 @dataclass(frozen=True)
 class Answers:
-    """One policy's answer to each prompt."""
+    """One policy's answers: the first one to each prompt is compared, all of them are scored."""
 
     name: str
     folder: Path
-    candidates: list[Candidate]  # scored by the labelling panel
-    ref_logp: list[float]  # log-prob of each answer under the base model, nats
+    every: list[Candidate]  # ordered by prompt, scored by the labelling panel
+    candidates: list[Candidate]  # the first to each prompt, in the order of the prompts
+    logp: list[float]  # log-prob of each of these under the policy: see `price`
+    ref_logp: list[float]  # the same under the base model
     prob: list[float]  # P(better than the base model's) under the labelling panel
     independent: list[float]  # the same under the independent panel
 
@@ -44,60 +55,88 @@ def sample(
     prompts: list[Prompt],
     run: Run,
     scratch: Path,
-) -> dict[str, list[Candidate]]:
-    """One answer of every policy to every prompt; one policy in memory at a time."""
+    *,
+    k: int,
+    draws: int,
+) -> dict[str, Drawn]:
+    """K answers of every policy to every prompt, with what it thinks of the first; one policy in memory at a time."""
     drawn = {}
     for name, folder in policies:
         policy = family.load(run, folder)
-        draw = partial(sampler.function, policy, k=1, seed=run.seed, **settings)
-        drawn[name] = rollout.sample(draw, prompts, 1, scratch / name, label=f"answers of {name}")
+        draw = partial(sampler.function, policy, k=k, seed=run.seed, **settings)
+        every = rollout.sample(draw, prompts, k, scratch / name, label=f"answers of {name}")
+        told = firsts(every)
+        own = [sum(c.logps) for c in told]
+        drawn[name] = Drawn(every, price(policy, prompts, told, draws, f"{name} itself") if policy.seeded else own)
     return drawn
 
 
-def price(policy: Policy, prompts: Sequence[Prompt], candidates: Sequence[Candidate], label: str) -> list[float]:
-    """Log-prob of each answer, end included, under a policy, in nats; 0 for an answer without a token."""
+def firsts(every: Sequence[Candidate]) -> list[Candidate]:
+    """The first answer to each prompt."""
+    found: dict[str, Candidate] = {}
+    for candidate in every:
+        found.setdefault(candidate.prompt, candidate)
+    return list(found.values())
+
+
+def price(
+    policy: Policy, prompts: Sequence[Prompt], candidates: Sequence[Candidate], draws: int, label: str
+) -> list[float]:
+    """Log-prob of each answer, end included, under a policy, in nats; 0 for an answer without a token.
+
+    Of a seeded policy it is a surrogate, and no sum: see `priced`.
+    """
     kept = [(p, c) for p, c in zip(prompts, candidates, strict=True) if c.tokens or not c.blank]
-    items = [Item(c.id, p.messages, labelling.completion(c)) for p, c in kept]
-    found = feed.reference(policy, items, label=label)
+    wanted = [Single(id=c.id, messages=p.messages, completion=labelling.completion(c)) for p, c in kept]
+    found = priced(policy, wanted, draws, label)
     return [float(found[c.id].sum()) if c.id in found else 0.0 for c in candidates]
+
+
+def priced(policy: Policy, wanted: Sequence[Example], draws: int, label: str) -> dict[str, Tensor]:
+    """Log-probs `[t]` of every completion of some examples, by the item's id.
+
+    A seeded policy has one value a completion, the mean over its steps and over draws 0 .. draws - 1: a surrogate in
+    the unit of one step. The draws are named by the example, so that two policies, and both sides of a pair, are
+    priced at the same noise.
+    """
+    if not policy.seeded:
+        return feed.reference(policy, [item for example in wanted for item in feed.items(example)], label=label)
+    rows = [row for example in wanted for row in zip(*(feed.items(example, draw) for draw in range(draws)))]
+    found = feed.reference(policy, [item for row in rows for item in row], label=label)
+    return {row[0].id: torch.stack([found[item.id].mean() for item in row]).mean(0, keepdim=True) for row in rows}
 
 
 def compare(
     name: str,
     folder: Path,
     prompts: list[Prompt],
-    candidates: list[Candidate],
-    base: list[Candidate],
+    drawn: Drawn,
+    base: Drawn,
     ref_logp: list[float],
     panels: tuple[Panel, Panel],
     tools: Tools,
 ) -> Answers:
-    """Score a policy's answers and hold them against the base model's.
+    """Score a policy's answers and hold the first to each prompt against the base model's.
 
     Args:
         name: of the policy.
         folder: where it lies.
         prompts: the held-out prompts.
-        candidates: its answers, in their order.
-        base: the base model's answers.
-        ref_logp: log-prob of its answers under the base model.
+        drawn: its answers.
+        base: the base model's.
+        ref_logp: log-prob of its first answers under the base model.
         panels: the labelling panel and the independent one.
         tools: what both need.
     """
     even = [0.5] * len(prompts)  # the base model against itself, without asking the judges
-    probs = [even if candidates is base else labelling.compare(p, prompts, candidates, base, tools) for p in panels]
-    return Answers(
-        name=name,
-        folder=folder,
-        candidates=labelling.score(panels[0], prompts, candidates, tools),
-        ref_logp=ref_logp,
-        prob=probs[0],
-        independent=probs[1],
-    )
+    first, other = firsts(drawn.every), firsts(base.every)
+    probs = [even if drawn is base else labelling.compare(p, prompts, first, other, tools) for p in panels]
+    scored = labelling.score(panels[0], labelling.align(prompts, drawn.every), drawn.every, tools)
+    return Answers(name, folder, scored, firsts(scored), drawn.logp, ref_logp, probs[0], probs[1])
 
 
 def columns(final: Answers, base: Answers) -> dict[str, Any]:
-    """The columns of the evaluation table that hold one row a prompt; without a judge of them, no `prob`."""
+    """The columns of the evaluation table: one row a prompt, of images one an answer; without a judge, no `prob`."""
     judged = any(c.score is not None for c in final.candidates)
     return {
         "prob": final.prob if judged else [],
@@ -106,23 +145,50 @@ def columns(final: Answers, base: Answers) -> dict[str, Any]:
         "base_length": [len(c.text) for c in base.candidates],
         "text": [c.text for c in final.candidates],
         "base_text": [c.text for c in base.candidates],
-        "logp": [sum(c.logps) for c in final.candidates],
+        "logp": final.logp,
         "ref_logp": final.ref_logp,
         "steps": [max(1, len(c.tokens)) for c in final.candidates],
         "entropy": [c.entropy or 0.0 for c in final.candidates],
+        "image": [c.image for c in final.every],
+        "base_image": [c.image for c in base.every],
+        "prompt": [c.prompt for c in final.every],
     }
+
+
+def scores(
+    final: Answers, base: Answers, prompts: list[Prompt], independent: Panel, tools: Tools
+) -> dict[str, dict[str, list[float]]]:
+    """`score` and `base_score` by reward of both panels: means over each prompt's answers, where both have any."""
+    rewards = independent.model_copy(update={"judges": {}})  # a judge compares, it has no score of its own
+    told: dict[str, dict[str, dict[str, list[float]]]] = {}  # reward, side, prompt
+    for side, policy in (("score", final), ("base_score", base)):
+        for one in labelling.score(rewards, labelling.align(prompts, policy.every), policy.every, tools):
+            for reward, value in one.scores.items():
+                told.setdefault(reward, {"score": {}, "base_score": {}})[side].setdefault(one.prompt, []).append(value)
+    found = {}
+    for reward, sides in told.items():
+        both = [p.id for p in prompts if all(p.id in side for side in sides.values())]
+        found[reward] = {name: [mean(side[i]) for i in both] for name, side in sides.items()}
+    return found
+
+
+def mean(values: Sequence[float]) -> float:
+    """Average, 0 of nothing."""
+    return sum(values) / len(values) if values else 0.0
 
 
 def held_out_pairs(prompts: list[Prompt], everyone: Sequence[Answers], temperature: float) -> list[Pair]:
     """One labelled pair of each held-out prompt: what came with it, else the best- and the worst-scored answer of all.
 
-    A prompt whose answers tie makes no pair.
+    A prompt whose answers tie makes no pair. Where policies are priced by their trajectories, an image that came
+    without one is left out.
     """
     pairs = []
     for i, prompt in enumerate(prompts):
-        given = [c for c in prompt.given if c.score is not None]
-        sampled = [labelling.completion(a.candidates[i]) for a in everyone if not a.candidates[i].blank]
-        ranked = sorted(given or sampled, key=lambda c: c.score or 0.0)
+        answered = [labelling.completion(a.candidates[i]) for a in everyone if not a.candidates[i].blank]
+        traced = any(c.latents for c in answered)
+        given = [c for c in prompt.given if c.score is not None and (c.latents or not traced)]
+        ranked = sorted(given or answered, key=lambda c: c.score or 0.0)
         margin = (ranked[-1].score or 0.0) - (ranked[0].score or 0.0) if ranked else 0.0
         if margin > 0:
             prob = labelling.sigmoid(margin / temperature)
@@ -130,10 +196,9 @@ def held_out_pairs(prompts: list[Prompt], everyone: Sequence[Answers], temperatu
     return pairs
 
 
-def pair_columns(pairs: Sequence[Pair], base: Policy, policy: Policy, tools: Tools) -> dict[str, Any]:
+def pair_columns(pairs: Sequence[Pair], base: Policy, policy: Policy, tools: Tools, draws: int) -> dict[str, Any]:
     """The columns that hold one row a held-out pair: log-probs under both policies, and what the reward model says."""
-    items = [item for pair in pairs for item in feed.items(pair)]
-    now, ref = feed.reference(policy, items, label="price pairs"), feed.reference(base, items, label="by the base")
+    now, ref = priced(policy, pairs, draws, "price pairs"), priced(base, pairs, draws, "by the base")
     rows: dict[str, Any] = {"pair_prob": [pair.prob for pair in pairs]}
     for side in ("chosen", "rejected"):
         ids = [f"{pair.id}:{side}" for pair in pairs]

@@ -28,6 +28,7 @@ STYLE: Any = {
 }
 Points = Sequence[tuple[float, float]]
 Box = tuple[float, float, float, float]  # left, bottom, right, top
+NATS = "KL from the reference, nats per answer"
 POINTS = 200  # of a curve; longer ones are averaged in equal runs of steps
 
 
@@ -66,10 +67,11 @@ def frontier(
     value: Sequence[float],
     title: str,
     ends: Sequence[tuple[float, float]] | None = None,
+    far: str = NATS,
 ) -> Figure:
-    """Policies in pipeline order over their KL from the reference: what was gained for what distance.
+    """Policies in pipeline order over their distance from the reference: what was gained for it.
 
-    `ends` are the intervals' lower and upper ends.
+    `ends` are the intervals' lower and upper ends, `far` names the distance and its unit.
     """
     figure, axes = canvas()
     axes.plot(kl, value, color=FAINT, linewidth=1, zorder=1)
@@ -79,7 +81,7 @@ def frontier(
     span = (max(kl) - min(kl)) or 1.0
     axes.set_xlim(min(kl) - 0.08 * span, max(kl) + 0.22 * span)
     axes.margins(y=0.2)
-    axes.set_xlabel("KL from the reference, nats per answer")
+    axes.set_xlabel(far)
     axes.set_title(title, loc="left", fontsize=10)
     lines = [list(zip(kl, value)), *([(x, low), (x, high)] for x, (low, high) in zip(kl, ends or []))]
     figure.draw_without_rendering()  # fixes the scales that the names are placed by

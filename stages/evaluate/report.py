@@ -3,7 +3,6 @@
 The page loads nothing and needs no JavaScript. Beside it lie its numbers as CSV and JSON, for `dvc plots` and MLflow.
 """
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -14,13 +13,14 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from stages.evaluate import figures
+from stages.evaluate import figures, pictures
 from stages.evaluate.results import Estimate, Policy, Results, Sample
 from stages.evaluate.tables import comparison, number, write_csv
 
 __all__ = ["comparison", "write"]
 
 SHOWN = 8  # samples of each list
+GALLERY = 24  # prompts before and after
 PANELS = 9  # training curves of each stage
 CURVES_FIRST = ("loss", "reward", "rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected", "kl")
 
@@ -41,6 +41,9 @@ CARDS = (
     Card("length_controlled_win_rate", "Length-controlled win rate", "the same at equal lengths", 1, rate=True),
     Card("independent_win_rate", "Independent judge", "made no label", 1, rate=True),
     Card("kl", "KL", "from the reference, nats per answer"),
+    Card("surrogate_kl", "KL surrogate", "from the base, mean over denoising steps; not nats of an answer", 4),
+    Card("image_diversity", "Diversity", "distance between answers to different prompts, 0 to 2"),
+    Card("diversity_within", "Diversity within a prompt", "distance between answers to one prompt, 0 to 2"),
     Card("length", "Length", "characters", 0),
     Card("repetition", "Repetition", "share of 4-grams seen before", 3),
     Card("entropy", "Entropy", "nats per token"),
@@ -60,15 +63,17 @@ def write(folder: Path, results: Results) -> Path:
         lstrip_blocks=True,
     )
     templates.filters["number"] = number
+    templates.filters["embed"] = pictures.embed
     page = templates.get_template("report.html.j2").render(
         results=results,
         cards=[(card, *around(results.headline, card.key)) for card in CARDS if card.key in results.headline],
         rest=others(results.headline),
         verdict=verdict(results.headline),
         warnings=warnings(results.headline),
-        frontier=draw_frontier(folder, results.policies),
+        frontier=draw_frontier(folder, results.policies, results.family),
         curves=draw_curves(results.curves),
         lists=sample_lists(results.samples),
+        gallery=pictures.drawn([sample for sample in results.samples if sample.final_images])[:GALLERY],
     )
     path = folder / "report.html"
     path.write_bytes(page.encode("utf-8", "replace"))  # a model may emit half a surrogate pair
@@ -121,25 +126,29 @@ def warnings(headline: Mapping[str, Estimate]) -> list[str]:
 
 
 def sample_lists(samples: Sequence[Sample]) -> dict[str, list[Sample]]:
-    """Four lists to read: ends of the ranking, a choice that looks at the prompt alone, and where the judges differ."""
+    """Four lists to read: ends of the ranking, a choice that looks at the prompt alone, and where the judges differ.
+
+    Pictures, which are scored on a scale of their own, have the ends of that scale first.
+    """
     ranked = sorted(samples, key=lambda sample: sample.prob)
-    drawn = sorted(samples, key=lambda sample: hashlib.sha256(sample.prompt.encode("utf-8", "replace")).digest())
+    scored = sorted((s for s in samples if s.score is not None), key=lambda sample: sample.score or 0.0)
+    ends = {"Best by score": scored[::-1], "Worst by score": scored} if scored else {}
     split = [
         sample
         for sample in reversed(ranked)
         if sample.independent is not None and (sample.prob - 0.5) * (sample.independent - 0.5) < 0
     ]
-    lists = {
+    lists = ends | {
         "Biggest wins": [sample for sample in reversed(ranked) if sample.prob > 0.5],
         "Biggest losses": [sample for sample in ranked if sample.prob < 0.5],
-        "Random": drawn,
+        "Random": pictures.drawn(samples),
         "Judges disagree": split,
     }
     return {name: found[:SHOWN] for name, found in lists.items()}
 
 
-def draw_frontier(folder: Path, policies: Sequence[Policy]) -> list[Markup]:
-    """Reward and win rate over KL, and their PNG files."""
+def draw_frontier(folder: Path, policies: Sequence[Policy], family: str) -> list[Markup]:
+    """Reward and win rate over KL (of images its surrogate), and their PNG files."""
     if not policies:
         return []
     names, kl = [policy.name for policy in policies], [policy.kl for policy in policies]
@@ -148,9 +157,10 @@ def draw_frontier(folder: Path, policies: Sequence[Policy]) -> list[Markup]:
         (rate.value if rate.lower is None else rate.lower, rate.value if rate.upper is None else rate.upper)
         for rate in rates
     ]
+    far = "KL surrogate from the base, mean over steps" if family == "image" else figures.NATS
     drawn = {
-        "frontier": figures.frontier(names, kl, [policy.reward for policy in policies], "Mean reward"),
-        "win_rate": figures.frontier(names, kl, [rate.value for rate in rates], "Win rate, %", ends),
+        "frontier": figures.frontier(names, kl, [policy.reward for policy in policies], "Mean reward", far=far),
+        "win_rate": figures.frontier(names, kl, [rate.value for rate in rates], "Win rate, %", ends, far=far),
     }
     for name, figure in drawn.items():
         figures.png(figure, folder / f"{name}.png")
@@ -180,10 +190,16 @@ def write_data(folder: Path, results: Results) -> None:
     (folder / "headline.json").write_text(json.dumps(headline, indent=2) + "\n", encoding="utf-8")
     write_csv(folder / "policies.csv", [_flat(asdict(row)) for row in results.policies])
     write_csv(folder / "kinds.csv", [_flat(asdict(row)) for row in results.kinds])
-    write_csv(folder / "rewards.csv", [asdict(row) for row in results.rewards])
+    write_csv(folder / "rewards.csv", [_flat(asdict(row)) for row in results.rewards])
     write_csv(folder / "curves.csv", results.curves)
 
 
 def _flat(row: dict[str, Any]) -> dict[str, Any]:
-    rate = row.pop("win_rate")
-    return row | {"win_rate": rate["value"], "win_rate_lower": rate["lower"], "win_rate_upper": rate["upper"]}
+    """An estimate as three columns; what another family has is left out."""
+    found: dict[str, Any] = {}
+    for key, value in row.items():
+        if isinstance(value, dict):
+            found |= {key: value["value"], f"{key}_lower": value["lower"], f"{key}_upper": value["upper"]}
+        elif value is not None:
+            found[key] = value
+    return found

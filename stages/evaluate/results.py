@@ -20,35 +20,40 @@ class Policy:
 
     name: str
     reward: float  # mean mixed reward on the held-out prompts
-    kl: float  # nats per answer
+    kl: float  # nats per answer; of images the surrogate
     win_rate: Estimate  # percent, against the baseline
-    length: float  # characters
-    entropy: float  # nats per token
-    repetition: float  # 0..1
+    length: float | None = None  # text: characters
+    entropy: float | None = None  # text: nats per token
+    repetition: float | None = None  # text: 0..1
+    diversity: float | None = None  # images: 0..2
 
 
 @dataclass(frozen=True)
 class Kind:
-    """Win rate on one kind of prompt."""
+    """Win rate on one kind of prompt, and the mean mixed reward before and after where it is given."""
 
     name: str
     n: int
     win_rate: Estimate  # percent
+    base: float | None = None
+    final: float | None = None
 
 
 @dataclass(frozen=True)
 class Reward:
-    """Mean of one labelling reward before and after."""
+    """Mean of one reward before and after."""
 
     name: str
     base: float
     final: float
     higher: bool = True  # more is better
+    independent: bool = False  # it made no label
+    change: Estimate | None = None  # with its interval, paired by prompt
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One held-out prompt with both answers."""
+    """One held-out prompt with both answers: texts, or pictures as base64 of their files."""
 
     prompt: str
     kind: str
@@ -58,6 +63,9 @@ class Sample:
     final_scores: dict[str, float]
     prob: float  # P(final is preferred) under the labelling judges
     independent: float | None = None  # the same under the independent judge
+    base_images: Sequence[str] = ()
+    final_images: Sequence[str] = ()
+    score: float | None = None  # mixed reward of the final answer
 
 
 @dataclass(frozen=True)
@@ -65,8 +73,8 @@ class Results:
     """Everything that the page shows.
 
     `headline` is keyed by metric: `win_rate`, `length_controlled_win_rate`, `independent_win_rate` (percent), `kl`,
-    `length`, `repetition`, `entropy`, `ranking_accuracy` get a card, with `base_<key>` as the value before where it is
-    given; every other key goes to the table of all numbers.
+    `surrogate_kl`, `length`, `repetition`, `entropy`, `image_diversity`, `ranking_accuracy` get a card, with
+    `base_<key>` as the value before where it is given; every other key goes to the table of all numbers.
     """
 
     title: str
@@ -80,3 +88,4 @@ class Results:
     samples: Sequence[Sample] = ()
     curves: Sequence[Mapping[str, Any]] = ()  # {stage, step, loss, rewards/margins, ...}
     audit: Mapping[str, Any] = field(default_factory=dict)  # of the labels
+    family: str = "text"

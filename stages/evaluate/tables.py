@@ -14,6 +14,8 @@ COMPARED = {
     "length_controlled_win_rate": "Length-controlled, %",
     "independent_win_rate": "Independent judge, %",
     "kl": "KL, nats",
+    "surrogate_kl": "KL surrogate",
+    "image_diversity": "Diversity",
     "length": "Length, characters",
 }
 

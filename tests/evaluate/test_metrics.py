@@ -4,14 +4,19 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from scipy.special import expit, logit, xlogy
 
+from stages import images
 from stages.evaluate.metrics.calibration import Calibration
 from stages.evaluate.metrics.diversity import Diversity
 from stages.evaluate.metrics.drift import Drift
+from stages.evaluate.metrics.image_diversity import ImageDiversity
 from stages.evaluate.metrics.kl import Kl
 from stages.evaluate.metrics.length_controlled_win_rate import LengthControlledWinRate
 from stages.evaluate.metrics.ranking_accuracy import RankingAccuracy
+from stages.evaluate.metrics.score import Score
+from stages.evaluate.metrics.surrogate_kl import SurrogateKl
 from stages.evaluate.metrics.win_rate import WinRate
 
 
@@ -218,3 +223,55 @@ def test_drift_is_the_same_both_ways():
     assert longer["drift"] == pytest.approx(math.log(2))
     assert shorter["drift"] == pytest.approx(math.log(2))
     assert shorter["length_difference"] == -100
+
+
+def test_the_difference_of_scores_is_paired_by_prompt():
+    """Hard and easy prompts spread both means; the gain of 1 on each is certain. Swapped sides change its sign."""
+    base = np.random.default_rng(0).normal(0, 10, 40)
+    found = run(Score(), score=base + 1, base_score=base)
+    assert found["score"] - found["base"] == pytest.approx(1)
+    assert [found[f"difference{end}"] for end in ("", "/lower", "/upper")] == pytest.approx([1, 1, 1])
+    assert found["upper"] - found["lower"] > 4
+    assert run(Score(), score=base, base_score=base + 1)["difference"] == pytest.approx(-1)
+
+
+def test_the_interval_of_a_score_covers_as_often_as_it_says():
+    random = np.random.default_rng(1)
+    ends = [run(Score(), score=random.normal(0.3, 1, 60), base_score=random.normal(0, 1, 60)) for _ in range(400)]
+    assert 0.92 < np.mean([row["difference/lower"] < 0.3 < row["difference/upper"] for row in ends]) < 0.98
+
+
+def test_surrogate_kl_is_the_mean_log_ratio_and_zero_at_the_reference():
+    random = np.random.default_rng(2)
+    logp, ref = random.normal(-0.5, 0.01, 30), random.normal(-0.5, 0.01, 30)
+    assert run(SurrogateKl(), logp=logp, ref_logp=ref)["surrogate_kl"] == pytest.approx((logp - ref).mean())
+    assert set(run(SurrogateKl(), logp=logp, ref_logp=logp).values()) == {0.0}
+
+
+def flat(value: float, side: int = 8, channels: int = 1) -> str:
+    return images.encode(torch.full((channels, side, side), value))
+
+
+def test_image_diversity_of_flat_pictures():
+    """Two prompts, two answers each: 0 and 0.4 of the first, 1 and 1 of the second, in steps of 1/127.5.
+
+    between: |0-1|, |0-1|, |0.4-1|, |0.4-1| -> 0.8; within: |0-0.4|, |1-1| -> 0.2
+    """
+    wide = [flat(value) for value in (0.0, 0.4, 1.0, 1.0)]
+    same = [flat(0.5, side=32, channels=3)] * 4
+    found = run(ImageDiversity(), image=wide, base_image=same, prompt=["p", "p", "q", "q"])
+    assert found["image_diversity"] == pytest.approx(0.8, abs=0.005)
+    assert found["within"] == pytest.approx(0.2, abs=0.005)
+    assert (found["base"], found["base_within"]) == (0, 0)
+
+
+def test_image_diversity_is_deaf_to_pixels_finer_than_its_copies():
+    """A chequered picture of black and white pixels is grey to it, a chequered one of 4 x 4 blocks is not."""
+    grid = torch.arange(32)
+    fine = ((grid[:, None] + grid) % 2).float()[None] * 2 - 1
+    coarse = ((grid[:, None] // 4 + grid // 4) % 2).float()[None] * 2 - 1
+    for picture, far in ((fine, 0), (coarse, 1)):
+        columns = {"image": [images.encode(picture), flat(0.0, side=32)], "prompt": ["p", "q"]}
+        found = run(ImageDiversity(), **columns, base_image=columns["image"])
+        assert found["image_diversity"] == pytest.approx(far, abs=0.01)
+    assert "within" not in found

@@ -10,7 +10,7 @@ from stages.evaluate.metrics._rows import Confidence, Rows, spread
 from stages.parts import part
 
 
-@part(needs=("reference",), range=(-np.inf, np.inf), higher=False)
+@part(families=("text", "control", "vision", "tabular"), needs=("reference",), range=(-np.inf, np.inf), higher=False)
 class Kl:
     """Monte Carlo estimates of KL(policy || reference) per answer, in nats, from samples of the policy.
 

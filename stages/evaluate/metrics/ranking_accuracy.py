@@ -13,7 +13,12 @@ from stages.parts import part
 BETAS = (0.01, 0.1, 1.0, 5.0, 10.0)  # the paper's grid for the idealized accuracy
 
 
-@part(paper="arXiv 2405.19534", needs=("reference", "scores"), families=("text", "vision"), range=(0.0, 1.0))
+@part(
+    paper="arXiv 2405.19534",
+    families=("text", "image", "vision"),
+    needs=("reference", "scores"),
+    range=(0.0, 1.0),
+)
 class RankingAccuracy:
     """Shares of held-out pairs that are ranked right, each in 0..1.
 
@@ -35,6 +40,9 @@ class RankingAccuracy:
         beta: of the objective that trained the policy.
         clip: label probabilities are held to clip .. 1 - clip, so that a certain label has finite odds. Paper: 0.001.
         confidence: coverage of `lower` .. `upper`, Wilson's interval around `ranking_accuracy`.
+
+    Of an image policy L and R are surrogates, means over steps and over the same seeded draws for both sides and both
+    policies; averaging over draws makes `reward_accuracy` the implicit accuracy of Diffusion-DPO.
 
     `update` takes, all `[m]`: `chosen_logp`, `rejected_logp`, `chosen_ref`, `rejected_ref` (sums, nats),
     `chosen_steps`, `rejected_steps`, and `pair_prob`, P(chosen is better). An answer without steps counts as one step.
