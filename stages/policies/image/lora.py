@@ -24,8 +24,9 @@ def wrap(model: nn.Module, rank: int, *, base: str | None = None) -> Any:
 
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     targets = [name for name in linear if any(f".{name}".endswith(f".{target}") for target in TARGETS)] or linear
-    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=targets, base_model_name_or_path=base)
-    return get_peft_model(model, config)  # type: ignore[arg-type]  # any module will do
+    adapted = get_peft_model(model, LoraConfig(r=rank, lora_alpha=rank, target_modules=targets))  # type: ignore[arg-type]
+    adapted.peft_config["default"].base_model_name_or_path = base  # peft itself would take it from the model
+    return adapted
 
 
 def read(model: nn.Module, folder: Path) -> Any:
@@ -33,7 +34,10 @@ def read(model: nn.Module, folder: Path) -> Any:
     from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
     from safetensors.torch import load_file
 
-    adapted = get_peft_model(model, LoraConfig.from_pretrained(folder))  # type: ignore[arg-type]
+    config = LoraConfig.from_pretrained(str(folder))
+    base, config.base_model_name_or_path = config.base_model_name_or_path, None
+    adapted = get_peft_model(model, config)  # type: ignore[arg-type]
+    adapted.peft_config["default"].base_model_name_or_path = base
     weights = {_inner(name): value for name, value in load_file(folder / WEIGHTS).items()}
     result: Any = set_peft_model_state_dict(adapted, weights)
     unknown = result.unexpected_keys
@@ -50,7 +54,7 @@ def write(model: Any, folder: Path, *, prefix: str) -> None:
     config = model.peft_config["default"]
     found = {
         name.replace("base_model.model", prefix, 1): value.detach().contiguous().cpu()
-        for name, value in get_peft_model_state_dict(model).items()
+        for name, value in get_peft_model_state_dict(model, save_embedding_layers=False).items()
     }
     facts = {f"{prefix}.r": config.r, f"{prefix}.lora_alpha": config.lora_alpha}
     facts[f"{prefix}.target_modules"] = sorted(config.target_modules)

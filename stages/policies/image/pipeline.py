@@ -130,7 +130,11 @@ def latent_shape(model: nn.Module, vae: Any, resolution: int | None) -> tuple[in
 def _read(base: Path, dtype: torch.dtype) -> Home:
     from diffusers import DiffusionPipeline
 
-    pipe = DiffusionPipeline.from_pretrained(base, torch_dtype=dtype, use_safetensors=True, local_files_only=True)
+    index = json.loads((base / "model_index.json").read_text())
+    absent = {name: None for name, value in index.items() if value == [None, None]}  # must be said, or it is an error
+    pipe = DiffusionPipeline.from_pretrained(
+        base, torch_dtype=dtype, use_safetensors=True, local_files_only=True, **absent
+    )
     pipe.set_progress_bar_config(disable=True)
     name = next((name for name in ("unet", "transformer") if getattr(pipe, name, None) is not None), None)
     if name is None:
