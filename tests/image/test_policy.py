@@ -107,7 +107,7 @@ def test_elbo_is_minus_half_the_mean_squared_error(kind):
                 ab = alphas[time]
                 x = ab.sqrt() * x0 + (1 - ab).sqrt() * eps
                 wanted = eps if kind == "epsilon" else ab.sqrt() * eps - (1 - ab).sqrt() * x0
-            out = policy.model(x[None], torch.tensor([time]), ids([one.messages[-1].content]))[0]
+            out = policy.model(x[None], torch.tensor([time]), ids([one.messages[-1].content]))[0].detach()
             assert float(got.logp[i, j]) == pytest.approx(float(-0.5 * (out - wanted).square().mean()), rel=1e-6)
 
 
