@@ -8,7 +8,8 @@ import pytest
 from stages import labelling, parts
 from stages.errors import UserError
 from stages.panel import TOOLS, Panel, Tools, seats
-from stages.records import Pair, Single
+from stages.records import Candidate, Pair, Prompt, Single
+from tests.image import world as images
 from tests.label.world import batch, candidate, prompt, tools
 
 # Another value of each setting, and nothing else: the battery finds out whether it changes something.
@@ -21,6 +22,8 @@ OTHER = {
         "given": {"low": -1.0, "high": 5.0},
         "chrf": {"order": 2, "beta": 1.0},
         "reward_model": {"scale": 3.0},
+        "digit": {"shift": 1, "half": "second"},
+        "verifier": {"partial": False},
     },
     "judge": {"self_pairwise": {"criterion": "shorter", "max_chars": 3}},
     "pairing": {"margin_threshold": {"threshold": 0.62}, "random_pairs": {"count": 3}, "binary": {"threshold": 0.1}},
@@ -34,8 +37,13 @@ def settings_of(kind: str) -> list[tuple[str, str]]:
 
 
 def reward(name: str, prompts: list, candidates: list, **settings) -> list[float | None]:
-    (seat,) = seats(Panel(rewards={name: settings}), "reward")
+    (seat,) = seats(Panel(rewards={name: images.models_of(name) | settings}), "reward")
     return seat.call(tools())(prompts, candidates)
+
+
+def answers(name: str) -> tuple[list[Prompt], list[Candidate]]:
+    """What a reward is about: texts, or images."""
+    return batch() if "text" in parts.find("reward", name).spec.families else images.batch()
 
 
 def judge(name: str, **settings) -> list[tuple[float, float]]:
@@ -61,20 +69,20 @@ SCORED = [
 
 
 @pytest.mark.parametrize("name", REWARDS)
-def test_reward_stays_in_its_declared_range_on_all_texts(name):
+def test_reward_stays_in_its_declared_range_on_all_answers(name):
     spec = parts.find("reward", name).spec
-    found = [value for value in reward(name, *batch()) if value is not None]
+    found = [value for value in reward(name, *answers(name)) if value is not None]
     assert found
     assert all(spec.range[0] <= value <= spec.range[1] for value in found)
-    assert len(set(found)) > 1, "it tells no two texts apart"
+    assert len(set(found)) > 1, "it tells no two answers apart"
 
 
 @pytest.mark.parametrize("name", REWARDS)
 def test_reward_of_one_alone_is_its_reward_in_a_shuffled_batch(name):
-    prompts, candidates = batch()
+    prompts, candidates = answers(name)
     together = reward(name, prompts, candidates)
     order = random.Random(0).sample(range(len(candidates)), len(candidates))
-    shuffled = reward(name, prompts, [candidates[i] for i in order])
+    shuffled = reward(name, [prompts[i] for i in order], [candidates[i] for i in order])
     assert shuffled == pytest.approx([together[i] for i in order], abs=1e-5)
     alone = [reward(name, [p], [c])[0] for p, c in zip(prompts, candidates)]
     assert alone == pytest.approx(together, abs=1e-5)
@@ -82,7 +90,7 @@ def test_reward_of_one_alone_is_its_reward_in_a_shuffled_batch(name):
 
 @pytest.mark.parametrize("name", REWARDS)
 def test_reward_of_silence_is_never_the_best(name):
-    prompts, candidates = batch()
+    prompts, candidates = answers(name)
     silent, said = candidates[8], [value for value in reward(name, prompts, candidates) if value is not None]
     value = reward(name, prompts[:1], [silent])[0]
     assert value is None or value < max(said)
@@ -90,14 +98,16 @@ def test_reward_of_silence_is_never_the_best(name):
 
 @pytest.mark.parametrize("name", REWARDS)
 def test_reward_of_a_bare_prompt_is_none_or_in_range(name):
-    value = reward(name, [prompt()], [candidate("Paris.")])[0]
+    said = candidate("Paris.") if "text" in parts.find("reward", name).spec.families else images.batch()[1][0]
+    value = reward(name, [prompt()], [said])[0]
     low, high = parts.find("reward", name).spec.range
-    assert value is None if name in {"exact", "format", "given", "chrf"} else low <= value <= high
+    assert value is None if name in {"exact", "format", "given", "chrf", "digit", "verifier"} else low <= value <= high
 
 
 @pytest.mark.parametrize(("name", "setting"), settings_of("reward"))
 def test_reward_setting_changes_a_result(name, setting):
-    assert reward(name, *batch()) != reward(name, *batch(), **{setting: OTHER["reward"][name][setting]})
+    other = {setting: {**OTHER["reward"].get(name, {}), **images.models_of(name, 1)}[setting]}
+    assert reward(name, *answers(name)) != reward(name, *answers(name), **other)
 
 
 # ---------------------------------------------------------------------------------------------------- judges
