@@ -16,9 +16,13 @@
 | gsm8k | question, answer ending in `#### N` | `answer` N, the working as `reference` |
 | parti | Prompt | a caption |
 | geneval | tag, include, prompt | a caption |
+| captioned | caption, image, score? | an image |
+| image_preference | prompt, chosen_image, rejected_image, score_chosen/_rejected? | two images, likewise |
+| pick_a_pic | caption, jpg_0, jpg_1, label_0, label_1, has_label?, ... | two images, scored by their labels |
 
-Any text may be a string or a list of `{role, content}`. Images, tools and tool calls have no place in a Prompt and
-are refused. A column that the shape does not take is ignored, save the first of `IDS` and the first of `KINDS`.
+Any text may be a string or a list of `{role, content}`; an image is the bytes of a picture file, `{bytes, path}` or
+base64. Images in a prompt, tools and tool calls have no place in a Prompt and are refused; so are Pick-a-Pic's ties,
+unless `ties` is `keep`. A column that the shape does not take is ignored, save the first of `IDS` and of `KINDS`.
 """
 
 import hashlib
@@ -27,12 +31,12 @@ from collections import Counter
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
 from stages.errors import UserError, nearest
-from stages.prepare.shapes import SHAPES, takes
+from stages.prepare.shapes import SHAPES, options, takes
 from stages.prepare.sources import raw_rows
 from stages.prepare.values import Fault, string
 from stages.records import Prompt, fault
@@ -61,6 +65,7 @@ def read_prompts(
     quarantine: Path,
     max_chars: int = 20_000,
     limit: int | None = None,
+    ties: Literal["drop", "keep"] = "drop",
 ) -> Read:
     """Read one file of prompts.
 
@@ -72,6 +77,7 @@ def read_prompts(
             number in .json and .parquet.
         max_chars: a row with a longer text is refused.
         limit: stop after this many prompts; what follows is neither read nor counted.
+        ties: whether a pair of images that nobody preferred is refused (reason `tie`) or kept, both with score 0.5.
 
     Raises:
         UserError: unreadable file, unknown or ambiguous shape, or no row that can be used.
@@ -88,7 +94,7 @@ def read_prompts(
             if limit is not None and len(prompts) >= limit:
                 break
             try:
-                prompt = to_prompt(to_row(raw, columns), name, max_chars)
+                prompt = to_prompt(to_row(raw, columns), name, max_chars, ties=ties)
                 if prompt.id in ids:
                     raise Fault("duplicate", "id")
             except Fault as wrong:
@@ -148,20 +154,21 @@ def to_row(raw: Any, columns: dict[str, str]) -> dict[str, Any]:
     return others | {want: raw[has] for want, has in columns.items() if has in raw}
 
 
-def to_prompt(row: dict[str, Any], shape: str, max_chars: int) -> Prompt:
-    """Make a prompt of a row with the expected column names, or raise a Fault."""
+def to_prompt(row: dict[str, Any], shape: str, max_chars: int, **chosen: Any) -> Prompt:
+    """Make a prompt of a row with the expected column names, or raise a Fault; a shape heeds the options it has."""
     needed, taken = takes(shape)
     for column in sorted(needed):
         if row.get(column) is None:
             raise Fault("missing", column)
     for column in REFUSED:
-        if row.get(column):
+        if column not in taken and row.get(column):
             raise Fault("not supported", column)
-    made = SHAPES[shape](**{column: row[column] for column in taken if column in row})
+    columns = {column: row[column] for column in taken if column in row}
+    made = SHAPES[shape](**columns, **{name: chosen[name] for name in options(shape) if name in chosen})
     if made["messages"][-1]["role"] not in ("user", "tool"):
         raise Fault("the prompt ends with a turn that is not the user's", "messages")
     texts = [("messages", turn["content"]) for turn in made["messages"]]
-    for field, text in texts + [("given", one["text"]) for one in made.get("given", ())]:
+    for field, text in texts + [("given", one.get("text", "")) for one in made.get("given", ())]:
         if len(text) > max_chars:
             raise Fault(f"longer than {max_chars} characters", field)
     try:

@@ -1,7 +1,8 @@
 """The shapes that the field publishes its data in. Adding a shape is adding one function.
 
 The function's name is the shape's name and its signature says which columns it takes: those without a default must
-be there. It returns the fields of a `Prompt`; completions that came with the data are its `given`.
+be there. It returns the fields of a `Prompt`; completions that came with the data are its `given`. What stands after
+`*` is no column but an option of the reader.
 """
 
 import inspect
@@ -9,6 +10,7 @@ import re
 from collections.abc import Callable
 from os.path import commonprefix
 
+from stages.prepare.pictures import drawn, shown
 from stages.prepare.values import (
     Fault,
     dialogue,
@@ -40,8 +42,17 @@ def takes(name: str) -> tuple[set[str], set[str]]:
     >>> sorted(takes("unpaired")[0])
     ['completion', 'label', 'prompt']
     """
-    parameters = inspect.signature(SHAPES[name]).parameters.values()
+    parameters = [p for p in inspect.signature(SHAPES[name]).parameters.values() if p.kind is not p.KEYWORD_ONLY]
     return {p.name for p in parameters if p.default is p.empty}, {p.name for p in parameters}
+
+
+def options(name: str) -> set[str]:
+    """The options of the reader that a shape heeds.
+
+    >>> options("pick_a_pic")
+    {'ties'}
+    """
+    return {p.name for p in inspect.signature(SHAPES[name]).parameters.values() if p.kind is p.KEYWORD_ONLY}
 
 
 @shape
@@ -170,3 +181,58 @@ def parti(Prompt) -> dict:
 def geneval(tag, include, prompt) -> dict:
     """GenEval: a caption to draw. What a detector must find in the image (`include`) has no place in a Prompt."""
     return {"messages": turns(prompt, "prompt")}
+
+
+@shape
+def captioned(caption, image, score=None) -> dict:
+    """A caption and an image of it, perhaps with a score."""
+    rated = None if score is None else number(score, "score")
+    return {"messages": turns(caption, "caption"), "given": [shown(drawn(image, "image"), rated)]}
+
+
+@shape
+def image_preference(prompt, chosen_image, rejected_image, score_chosen=None, score_rejected=None) -> dict:
+    """A chosen and a rejected image: scores 1 and 0 if not stated."""
+    best, worst = (1.0, 0.0) if score_chosen is None and score_rejected is None else (score_chosen, score_rejected)
+    liked, other = drawn(chosen_image, "chosen_image"), drawn(rejected_image, "rejected_image")
+    if liked == other:
+        raise Fault("chosen and rejected are the same", "rejected_image")
+    scored = [shown(liked, number(best, "score_chosen")), shown(other, number(worst, "score_rejected"))]
+    return {"messages": turns(prompt, "prompt"), "given": scored}
+
+
+@shape
+def pick_a_pic(
+    caption,
+    jpg_0,
+    jpg_1,
+    label_0=None,
+    label_1=None,
+    has_label=None,
+    are_different=None,
+    best_image_uid=None,
+    image_0_uid=None,
+    image_1_uid=None,
+    *,
+    ties="drop",
+) -> dict:
+    """Pick-a-Pic: two images and which of them a person picked, scores 1 and 0; 0.5 and 0.5 is a tie.
+
+    Ties are refused unless they are to be kept: an objective that learns from pairs must not take one by accident.
+    """
+    if has_label is not None and not truth(has_label, "has_label"):
+        raise Fault("no label", "has_label")
+    scores = {name: number(label, name) for name, label in (("label_0", label_0), ("label_1", label_1))}
+    for name, score in scores.items():
+        if not 0 <= score <= 1:
+            raise Fault("not between 0 and 1", name)
+    first, second = scores.values()
+    for uid, lower in ((image_0_uid, first < second), (image_1_uid, second < first)):
+        if lower and uid is not None and uid == best_image_uid:
+            raise Fault("names the image that the labels rate lower", "best_image_uid")
+    if first == second and ties == "drop":
+        raise Fault("tie", "label_0")
+    images = [drawn(jpg_0, "jpg_0"), drawn(jpg_1, "jpg_1")]
+    if images[0] == images[1] or (are_different is not None and not truth(are_different, "are_different")):
+        raise Fault("the two images are the same", "jpg_1")
+    return {"messages": turns(caption, "caption"), "given": [shown(i, s) for i, s in zip(images, (first, second))]}

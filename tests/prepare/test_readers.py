@@ -9,10 +9,12 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 import pytest
+import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from stages.errors import UserError
+from stages.images import encode
 from stages.prepare.readers import Read, pick, read_prompts
 from stages.prepare.shapes import SHAPES, takes
 from stages.records import Completion, Prompt
@@ -24,6 +26,7 @@ HUMAN = "\n\nHuman: Say hi.\n\nAssistant:"
 RATED = {"helpfulness": {"Rating": "5"}, "honesty": {"Rating": "4"}, "truthfulness": {"Rating": "N/A"}}
 STEPS = (Completion(text="H\ni", score=0.5),)
 PAIR = (Completion(text="Hi!", score=1), Completion(text="No.", score=0))
+BLACK, WHITE = (encode(torch.full((1, 2, 2), value)) for value in (-1.0, 1.0))
 
 CASES = [  # shape, row, given
     ("prompt", {"prompt": "Say hi."}, ()),
@@ -74,6 +77,17 @@ CASES = [  # shape, row, given
     ("gsm8k", {"question": "Say hi.", "answer": "1000 + 1 = <<1000+1=1001>>1001\n#### 1,001"}, ()),
     ("parti", {"Prompt": "Say hi.", "Category": "Abstract", "Challenge": "Basic", "Note": None}, ()),
     ("geneval", {"tag": "counting", "include": [{"class": "cow", "count": 2}], "prompt": "Say hi."}, ()),
+    ("captioned", {"caption": "Say hi.", "image": BLACK}, (Completion(image=BLACK),)),
+    (
+        "image_preference",
+        {"prompt": "Say hi.", "chosen_image": WHITE, "rejected_image": BLACK},
+        (Completion(image=WHITE, score=1), Completion(image=BLACK, score=0)),
+    ),
+    (
+        "pick_a_pic",
+        {"caption": "Say hi.", "jpg_0": BLACK, "jpg_1": WHITE, "label_0": 0, "label_1": 1, "has_label": True},
+        (Completion(image=BLACK, score=0), Completion(image=WHITE, score=1)),
+    ),
 ]
 
 
