@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import math
 from dataclasses import replace
 from typing import get_args, get_type_hints
 
@@ -186,8 +187,9 @@ def test_what_is_needed_is_used(name: str, need: str) -> None:
 
 
 @every
-def test_padding_changes_nothing(name: str) -> None:
-    """Two more steps outside the mask, and huge values in all of them: same loss, no gradient there."""
+@pytest.mark.parametrize("held", [1e6, math.nan])
+def test_padding_changes_nothing(name: str, held: float) -> None:
+    """Two more steps outside the mask, and huge values or none in all of them: same loss, no gradient there."""
     found = parts.find("objective", name)
     batch = batch_of(found)
 
@@ -196,7 +198,7 @@ def test_padding_changes_nothing(name: str) -> None:
 
     wider = replace(batch, **{n: apply(s, padded) for n, s in parts_of(batch).items()})
     for n, s in parts_of(wider).items():
-        huge = apply(s, lambda x, mask=s.mask: x if x.dtype == torch.bool else torch.where(mask, x, 1e6))
+        huge = apply(s, lambda x, mask=s.mask: x if x.dtype == torch.bool else torch.where(mask, x, held))
         wider = replace(wider, **{n: replace(huge, logp=huge.logp.requires_grad_())})
     loss, gradient = gradients(found.function, batch)
     wide_loss, wide_gradient = gradients(found.function, wider)

@@ -2,7 +2,6 @@
 
 from typing import Annotated, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -43,6 +42,7 @@ def ddpo(
 
     Example: rho = 1.5 at A = 1 counts as 1.2 at most; at A = -1 it counts in full.
 
+    >>> import torch
     >>> from stages.batches import Steps
     >>> mask, zero = torch.ones(1, 2, 1, dtype=torch.bool), torch.zeros(1, 2, 1)
     >>> steps = Steps(zero + torch.tensor(1.5).log(), mask, old=zero)
@@ -54,5 +54,4 @@ def ddpo(
     """
     a, log_ratio = advantages(batch), drift(batch.steps)  # [g,k,1] or [g,k,t], [g,k,t]
     by_step = clipped(log_ratio, a, clip, clip) if form == "importance" else -a * batch.steps.logp
-    loss = torch.where(batch.valid, average(by_step, batch.steps.mask), 0.0)
-    return loss, drift_stats(batch, log_ratio, clip, clip)
+    return average(by_step, batch.steps.mask), drift_stats(batch, log_ratio, clip, clip)

@@ -70,7 +70,6 @@ def turn(h: Tensor, anchor: str) -> Tensor:
     >>> turn(torch.tensor([-1.0, 0.0, 1.0]), "sign"), turn(torch.tensor([-1.0, 0.0, 1.0]), "indicator")
     (tensor([-1.,  1.,  1.]), tensor([0., 0., 1.]))
     """
-    h = h.detach()
     if anchor == "sign":
         return torch.where(h >= 0, 1.0, -1.0).to(h.dtype)
     return (h > 0).to(h.dtype) if anchor == "indicator" else torch.ones_like(h)
