@@ -104,12 +104,9 @@ def differences(values: Tensor) -> Tensor:
 
 
 def drift(steps: Steps) -> Tensor:
-    """The log-ratio of each step to the behaviour policy, in nats, 0 outside the mask: `[...,t]`.
-
-    It is masked before anybody exponentiates it: where exp overflows in padding, its gradient is 0 * inf.
-    """
+    """The log-ratio of each step to the behaviour policy, in nats: `[...,t]`."""
     assert steps.old is not None, "this batch has no behaviour log-probs"
-    return torch.where(steps.mask, steps.logp - steps.old, 0.0)
+    return steps.logp - steps.old
 
 
 def advantages(batch: Groups) -> Tensor:
@@ -122,7 +119,8 @@ def advantages(batch: Groups) -> Tensor:
 def clipped(log_ratio: Tensor, advantage: Tensor, low: float, high: float) -> Tensor:
     """The clipped policy-gradient loss max(-A * rho, -A * clip(rho, 1 - low, 1 + high)) with rho = exp(log_ratio).
 
-    The larger of the two: no gain is counted beyond the clip range, every harm is.
+    The larger of the two: no gain is counted beyond the clip range, every harm is. The log-ratio is cut before exp, in
+    padding too, since the gradient of an overflow that is masked later is 0 * inf.
 
     >>> clipped(torch.tensor([1.5, 1.5, 0.5]).log(), torch.tensor([1.0, -1.0, -1.0]), low=0.2, high=0.2)
     tensor([-1.2000,  1.5000,  0.8000])

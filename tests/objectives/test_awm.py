@@ -74,8 +74,8 @@ def errors(weight: torch.Tensor, x0: torch.Tensor, noise: torch.Tensor, s: torch
     return ((weight * x - (noise - x0[:, None])) ** 2).mean(-1)
 
 
-def test_at_advantage_one_it_is_half_the_pretraining_gradient_on_its_own_samples() -> None:
-    """A = 1, beta = 0, logp = -m / 2: the gradient of mean(m) / 2, flow matching on the samples."""
+def test_at_advantage_one_it_is_the_pretraining_gradient_on_its_own_samples() -> None:
+    """At A = 1 and no divergence, logp = -m has the gradient of mean(m): flow matching on the samples."""
     seed = torch.Generator().manual_seed(5)
     x0, noise = torch.randn(3, 6, generator=seed).double(), torch.randn(3, 4, 6, generator=seed).double()
     s = torch.rand(3, 4, generator=seed).double()
@@ -83,9 +83,9 @@ def test_at_advantage_one_it_is_half_the_pretraining_gradient_on_its_own_samples
     m = errors(weight, x0, noise, s)
     batch = group([0.0] * 3, kl=[0.0] * 3, advantage=[1.0] * 3)
     wide = batch.steps.mask.expand(1, 3, 4)
-    steps = Steps(-m[None] / 2, wide, old=(-m[None] / 2).detach(), kl=torch.zeros_like(m[None]))
+    steps = Steps(-m[None], wide, old=-m[None].detach(), kl=torch.zeros_like(m[None]))
     (found,) = torch.autograd.grad(awm(replace(batch, steps=steps))[0].mean(), weight, retain_graph=True)
-    (matching,) = torch.autograd.grad(m.mean() / 2, weight)
+    (matching,) = torch.autograd.grad(m.mean(), weight)
     torch.testing.assert_close(found, matching)
 
 
@@ -98,7 +98,10 @@ def test_no_advantage_leaves_the_pull_alone() -> None:
     assert (awm(replace(batch, steps=at_reference), beta=0.5)[0] == 0).all()
 
 
-def test_a_ratio_is_the_square_root_of_the_papers() -> None:
-    """The paper's logp is -m, ours -m / 2: from m = 2 to 1 its ratio is e, ours its root."""
-    ours = awm(levels([-0.5], [-1.0], 1.0), clip=9.0)[0].item()
-    assert ours == pytest.approx(-math.sqrt(math.e))
+def test_a_larger_advantage_and_beta_are_a_larger_loss() -> None:
+    """Advantages and beta 5 times the paper's: 5 times its loss and gradient."""
+    batch = random_batch("Groups")
+    theirs = gradients(awm, replace(batch, advantage=batch.advantage / 5), beta=0.001)
+    ours = gradients(awm, batch, beta=0.005)
+    torch.testing.assert_close(ours[0], 5 * theirs[0])
+    torch.testing.assert_close(ours[1]["steps"], 5 * theirs[1]["steps"])

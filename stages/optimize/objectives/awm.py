@@ -22,12 +22,12 @@ def awm(
     batch: Groups,
     *,
     clip: Annotated[float, Field(gt=0)] = 1.0,
-    beta: Annotated[float, Field(ge=0)] = 0.0025,
+    beta: Annotated[float, Field(ge=0)] = 0.005,
     ratio: Literal["exp_first", "sum_first"] = "exp_first",
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Advantage Weighted Matching.
 
-        logp_j = -W(m_j, s_j) / 2       m_j: mean squared error of the prediction at noise level s_j, j = 1..J
+        logp_j = -W(m_j, s_j)           m_j: mean squared error of the prediction at noise level s_j, j = 1..J
         rho_j = exp(logp_j - old_j)     exp_first
         rho = exp(mean_j (logp_j - old_j))          sum_first, one for all levels
         loss = mean_j max(-A * rho, -A * clip(rho, 1 - clip, 1 + clip)) + beta * mean_j kl_j
@@ -36,8 +36,8 @@ def awm(
         batch: groups with advantages; steps `[g,k,t]` are the J levels, `logp` and `old` taken at the same levels and
             noises, `kl` the mean squared difference of the two predictions at each.
         clip: how far a ratio may go and still be counted. Paper: 1.
-        beta: pull towards the reference. Paper: 0.001 (GenEval), 0.003 (text rendering). Its advantages are divided by
-            5 and its log-prob is -W, not -W / 2, so its beta is 2/5 of this one: 0.0025 and 0.0075 here.
+        beta: pull towards the reference. Paper: 0.001 (GenEval), 0.003 (text rendering) beside advantages in [-1, 1].
+            Those of part `group` lie in [-5, 5], which makes it 0.005 and 0.015 here.
         ratio: exp_first clips each level by itself; sum_first clips the sample as a whole.
 
     Returns:
@@ -45,11 +45,12 @@ def awm(
         `clip_ratio`, the share of ratios outside the clip range, and `approx_kl`, mean of (logp - old)^2 / 2.
 
     Time is averaged: the levels are draws of one expectation. Their log-prob is a surrogate and no likelihood; how a
-    level is weighed (W) and chosen is the image policy's.
+    level is weighed and chosen is the image policy's: its `weight` names W, and `half` is -m / 2, the square root of
+    the paper's ratio.
 
     Differences from the paper:
-        1. logp carries the 1/2 of the image policy: a ratio is the square root of the paper's. On-policy the gradient
-           is half of its, the same for any optimizer that scales steps by itself.
+        1. Advantages are not divided by their limit of 5. Beside a beta 5 times as large the loss is 5 times the
+           paper's, the same for any optimizer that scales steps by itself.
         2. The second divergence, to a moving average of the policy, is not here.
 
     Example: two levels with ratios 2 and 1/2 average to 1.25 before the clip of 1 and multiply to 1 after.

@@ -27,9 +27,9 @@ def rankdpo(
     Args:
         batch: groups with reference log-probs, `reward` the share of won comparisons phi (pairing `ranking`). Steps
             `[g,k,t]` in nats; the members of a group should share timestep and noise, or noise drowns h_i - h_j.
-        beta: pull towards the reference, as DPO's. The paper's s is a squared error, our log-prob minus half of one,
-            so h = -s / 2 and this beta is twice the paper's. Paper: not told; 5000 is Diffusion-DPO's for SDXL in the
-            units used here, and text wants DPO's 0.1.
+        beta: pull towards the reference, as DPO's. The paper's s is a difference of squared errors, the image policy's
+            log-prob (weight `half`) minus half of one: h = -s / 2, and this beta is twice the paper's. Paper: not
+            told; 5000 is Diffusion-DPO's for SDXL in the units used here, and text wants DPO's 0.1.
 
     Returns:
         loss `[g]` in nats, log 2 * sum of Delta at policy = reference, 0 where no two members differ; and statistics
