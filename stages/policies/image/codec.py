@@ -24,12 +24,18 @@ def fit(pixels: Tensor, channels: int, side: tuple[int, int]) -> Tensor:
 
 
 class Codec:
-    """Between pixels in [-1, 1] and latents; without an autoencoder they are the same."""
+    """Between pixels in [-1, 1] and latents.
 
-    def __init__(self, vae: Any, shape: tuple[int, int, int], dtype: torch.dtype, device: Any) -> None:
+    Without an autoencoder they are the same, or blocks of `patch x patch` pixels become channels (pixel_unshuffle): a
+    denoiser of a quarter of the side costs a sixteenth, and nothing is lost.
+    """
+
+    def __init__(
+        self, vae: Any, shape: tuple[int, int, int], dtype: torch.dtype, device: Any, *, patch: int = 1
+    ) -> None:
         """`shape` is that of the latents `[c,h,w]`."""
         self.vae, self.shape, self.dtype, self.device = vae, shape, dtype, device
-        self.channels, self.factor, self.scale, self.shift = shape[0], 1, 1.0, 0.0
+        self.channels, self.factor, self.scale, self.shift = shape[0] // patch**2, patch, 1.0, 0.0
         if vae is not None:
             vae.requires_grad_(False).eval()
             self.channels = int(vae.config.in_channels)
@@ -54,7 +60,7 @@ class Codec:
 
     def _latents(self, pixels: Tensor) -> Tensor:
         if self.vae is None:
-            return pixels
+            return F.pixel_unshuffle(pixels, self.factor)
         coded = self.vae.encode(pixels.to(self.vae.dtype))
         latents = coded.latent_dist.mode() if hasattr(coded, "latent_dist") else coded.latents
         return (latents.to(self.dtype) - self.shift) * self.scale
@@ -62,5 +68,5 @@ class Codec:
     def decode(self, latents: Tensor) -> Tensor:
         """Pixels `[n,c,h,w]` of latents, differentiable, not clamped."""
         if self.vae is None:
-            return latents
+            return F.pixel_shuffle(latents, self.factor)
         return self.vae.decode((latents / self.scale + self.shift).to(self.vae.dtype)).sample.to(self.dtype)

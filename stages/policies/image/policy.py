@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,9 @@ from stages.policies.image.sampling import Rollout
 from stages.policies.image.schedule import Schedule
 from stages.policies.image.settings import ImageSettings
 from stages.records import Candidate, Prompt
+
+if TYPE_CHECKING:
+    from stages.policies.family import Policy
 
 PRICED = 64  # images of a batch that is priced without a gradient
 
@@ -66,13 +70,18 @@ class ImagePolicy:
         self.dtype = self.denoiser.dtype
         self.schedule = Schedule(scheduler, dtype=self.dtype, device=self.device)
         self.shape = shape or pipeline.latent_shape(model, vae, settings.resolution)
-        self.codec = Codec(vae, self.shape, self.dtype, self.device)
+        self.codec = Codec(vae, self.shape, self.dtype, self.device, patch=settings.patch)
         self.noise = settings.noise_level if self.schedule.flow else settings.eta
 
     @property
     def model(self) -> nn.Module:
         """The denoiser."""
         return self.denoiser.model
+
+    @property
+    def steps(self) -> int:
+        """Denoising steps of a sample."""
+        return self.settings.steps
 
     # ---------------------------------------------------------------------------------------------- on disk
 
@@ -119,7 +128,7 @@ class ImagePolicy:
         for start in range(0, len(items), PRICED):
             yield list(range(start, min(start + PRICED, len(items))))
 
-    def log_probs(self, items: Sequence[Item], *, entropy: bool = False) -> Steps:
+    def log_probs(self, items: Sequence[Item], *, entropy: bool = False, reference: Policy | None = None) -> Steps:
         """Log-probs of completions, float32, differentiable, by `settings.likelihood`.
 
         `elbo`: a surrogate, not a likelihood, `[b, levels]`: each from the mean squared error over dims of the
@@ -127,14 +136,28 @@ class ImagePolicy:
         `trajectory`: the exact Gaussian log-prob of stored denoising steps, the MEAN over dims, `[b, 1]` at the
         random step that the draw seeds, or `[b, T]` of which the random steps are real.
 
+        Given a reference its log-probs stand in `ref`, and in `kl` the exact KL of each step from the reference's
+        (`elbo`: the mean squared difference of the two outputs), both as means over dims.
+
         Raises:
             UserError: a completion without an image or without its trajectory, or a deterministic sampler.
         """
+        assert reference is None or isinstance(reference, ImagePolicy)
         if self.settings.likelihood == "elbo":
-            logp = pricing.elbo(self, items)
-            return Steps(logp=logp, mask=torch.ones_like(logp, dtype=torch.bool))
-        logp, mask, spread = pricing.trajectory(self, items)
-        return Steps(logp=logp, mask=mask, entropy=spread if entropy else None)
+            logp, out = pricing.elbo(self, items)
+            steps = Steps(logp=logp, mask=torch.ones_like(logp, dtype=torch.bool))
+            if reference is None:
+                return steps
+            with torch.no_grad():
+                ref, other = pricing.elbo(reference, items)
+            return replace(steps, ref=ref, kl=(out - other).square().flatten(1).mean(1).view(logp.shape).float())
+        priced = pricing.trajectory(self, items)
+        steps = Steps(logp=priced.logp, mask=priced.mask, entropy=priced.entropy if entropy else None)
+        if reference is None:
+            return steps
+        with torch.no_grad():
+            held = pricing.trajectory(reference, items)
+        return replace(steps, ref=held.logp, kl=priced.kl(held.mean))
 
     def step_logp(self, rollout: Rollout, reference: ImagePolicy | None = None) -> Steps:
         """Log-probs of a rollout's steps under this policy, differentiable, `[n,T]`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,8 +20,11 @@ if TYPE_CHECKING:
     from stages.policies.image.policy import ImagePolicy
 
 
-def elbo(policy: ImagePolicy, items: Sequence[Item]) -> Tensor:
+def elbo(policy: ImagePolicy, items: Sequence[Item]) -> tuple[Tensor, Tensor]:
     """Surrogate log-probs `[b, levels]` from the denoising error at the (timestep, noise) that each draw seeds.
+
+    Returns:
+        The log-probs, and the model's outputs `[b*levels,c,h,w]` that they rest on.
 
     Raises:
         UserError: a completion without an image.
@@ -40,11 +44,29 @@ def elbo(policy: ImagePolicy, items: Sequence[Item]) -> Tensor:
     out = policy.denoiser(arithmetic.corrupt(x0, noise, level), time, condition, 1.0)
     wanted = arithmetic.target(x0, noise, level, policy.schedule.prediction)
     error = (out - wanted).square().flatten(1).mean(1)  # [n]
-    return arithmetic.weighted(error, s, policy.settings.weight).view(len(items), count)
+    return arithmetic.weighted(error, s, policy.settings.weight).view(len(items), count), out
 
 
-def trajectory(policy: ImagePolicy, items: Sequence[Item]) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-probs, mask and entropy, each `[b,1]` at the step that each draw seeds, or `[b,T]`.
+@dataclass(frozen=True)
+class Priced:
+    """Denoising steps of trajectories: `[b,1]` at the step that each draw seeds, or `[b,T]`."""
+
+    logp: Tensor
+    mask: Tensor
+    entropy: Tensor
+    mean: Tensor  # [n,c,h,w] of the random ones
+    chosen: Tensor  # [b,r] which they are
+    grid: Grid
+
+    def kl(self, other: Tensor) -> Tensor:
+        """Exact KL of each step from that of another policy with these means, the mean over dims."""
+        std = self.grid.std[self.chosen]
+        found = arithmetic.gaussian_kl(self.mean, other, std.flatten()).view(std.shape)
+        return found if found.shape == self.logp.shape else among(found, self.grid)
+
+
+def trajectory(policy: ImagePolicy, items: Sequence[Item]) -> Priced:
+    """Log-probs of stored denoising steps.
 
     Raises:
         UserError: a completion without its trajectory, or a deterministic sampler.
@@ -60,8 +82,9 @@ def trajectory(policy: ImagePolicy, items: Sequence[Item]) -> tuple[Tensor, Tens
     logp = arithmetic.gaussian_logp(taken, mean, std.flatten()).view(chosen.shape)
     entropy = arithmetic.gaussian_entropy(std)
     if policy.settings.trajectory_steps == "one":
-        return logp, torch.ones_like(logp, dtype=torch.bool), entropy
-    return among(logp, grid), grid.mask.expand(len(items), -1), among(entropy, grid)
+        return Priced(logp, torch.ones_like(logp, dtype=torch.bool), entropy, mean, chosen, grid)
+    mask = grid.mask.expand(len(items), -1)
+    return Priced(among(logp, grid), mask, among(entropy, grid), mean, chosen, grid)
 
 
 def caption(item: Item) -> str:
