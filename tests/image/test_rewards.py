@@ -147,14 +147,14 @@ def test_colourfulness_of_grey_has_a_gradient_of_nought():
 @pytest.mark.parametrize(("half", "seen"), [("all", 1500), ("first", 750), ("second", 750)])
 def test_digit_classifiers_read_held_out_digits(half, seen):
     images, labels = digits()
-    right = classifier(half)(images[TRAIN:]).argmax(1) == labels[TRAIN:]
+    right = classifier(half).cpu()(images[TRAIN:]).argmax(1) == labels[TRAIN:]
     assert right.float().mean() >= 0.92
     assert len(images[digit.PARTS[half]]) == seen
 
 
 def test_digit_halves_share_no_example_and_differ():
     x = digits()[0][TRAIN:]
-    first, second = (classifier(half)(x).softmax(1) for half in ("first", "second"))
+    first, second = (classifier(half).cpu()(x).softmax(1) for half in ("first", "second"))
     assert digit.PARTS["first"].stop <= digit.PARTS["second"].start
     assert (first - second).abs().max() > 0.5
 
@@ -162,7 +162,7 @@ def test_digit_halves_share_no_example_and_differ():
 def test_digit_is_trained_to_the_same_weights_whatever_happened_before():
     torch.manual_seed(3)
     again = classifier.__wrapped__("first")
-    kept = classifier("first")
+    kept = classifier("first").cpu()
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), kept.parameters()))
 
 
