@@ -19,6 +19,8 @@ class SurrogateKl:
     error of the denoiser at one noise level, and this is the same term's log-ratio. It is *not* KL in nats per answer:
     it is a mean over steps, levels and pixels, so it says which of two policies of one base is further away, and
     nothing across bases, sizes or `likelihood` settings. 0 for a policy that equals its reference.
+    Where `run.policy.likelihood` is `trajectory`, L and R are exact log-probs of sampled denoising steps, a mean over
+    pixels, and the value estimates the mean KL of a step for one pixel in nats.
 
     Args:
         confidence: coverage of `lower` .. `upper`, a normal interval over answers, left out for one row.
