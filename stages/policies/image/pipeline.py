@@ -106,7 +106,7 @@ def check_pipeline(folder: Path) -> None:
             raise UserError(what, where=str(part), mend="save the model as safetensors")
 
 
-def latent_shape(model: nn.Module, vae: Any, resolution: int | None) -> tuple[int, int, int]:
+def latent_shape(model: nn.Module, vae: Any, resolution: int | None, patch: int = 1) -> tuple[int, int, int]:
     """Shape `(c, h, w)` of what the denoiser works on, from its config or for pictures of that resolution.
 
     Raises:
@@ -115,7 +115,7 @@ def latent_shape(model: nn.Module, vae: Any, resolution: int | None) -> tuple[in
     config: Any = getattr(model, "config", {})
     side, channels = config.get("sample_size"), config.get("in_channels")
     if resolution is not None:
-        factor = 1 if vae is None else 2 ** (len(vae.config.block_out_channels) - 1)
+        factor = patch if vae is None else 2 ** (len(vae.config.block_out_channels) - 1)
         if resolution % factor:
             what, mend = f"{resolution} is no multiple of {factor}", "choose one: the autoencoder halves the side"
             raise UserError(what, where="run.policy.resolution", mend=mend)
@@ -132,9 +132,7 @@ def _read(base: Path, dtype: torch.dtype) -> Home:
 
     index = json.loads((base / "model_index.json").read_text())
     absent = {name: None for name, value in index.items() if value == [None, None]}  # must be said, or it is an error
-    pipe = DiffusionPipeline.from_pretrained(
-        base, torch_dtype=dtype, use_safetensors=True, local_files_only=True, **absent
-    )
+    pipe = DiffusionPipeline.from_pretrained(base, dtype=dtype, use_safetensors=True, local_files_only=True, **absent)
     pipe.set_progress_bar_config(disable=True)
     name = next((name for name in ("unet", "transformer") if getattr(pipe, name, None) is not None), None)
     if name is None:

@@ -69,7 +69,7 @@ class ImagePolicy:
         self.denoiser = Denoiser(model, self.captions, checkpointing=settings.gradient_checkpointing)
         self.dtype = self.denoiser.dtype
         self.schedule = Schedule(scheduler, dtype=self.dtype, device=self.device)
-        self.shape = shape or pipeline.latent_shape(model, vae, settings.resolution)
+        self.shape = shape or pipeline.latent_shape(model, vae, settings.resolution, settings.patch)
         self.codec = Codec(vae, self.shape, self.dtype, self.device, patch=settings.patch)
         self.noise = settings.noise_level if self.schedule.flow else settings.eta
 

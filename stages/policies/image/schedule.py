@@ -99,7 +99,7 @@ class Schedule:
         return ab.sqrt(), (1 - ab).sqrt()
 
     def _here(self, values: Tensor) -> Tensor:
-        return values.to(self.device, self.dtype)
+        return values.to(self.dtype).to(self.device)  # MPS knows no float64
 
     def _time(self, values: Tensor) -> Tensor:
         return self._here(values) if self.flow else values.to(self.device)

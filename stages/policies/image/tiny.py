@@ -51,6 +51,9 @@ def pipeline(
 ) -> None:
     """Write an untrained Stable Diffusion pipeline.
 
+    Without an autoencoder it works on pixels: `StableDiffusionPipeline.from_pretrained(folder, vae=None)` reads it,
+    and `pipe(caption, height=8 * size, width=8 * size, output_type="latent")` gives pixels in [-1, 1].
+
     Args:
         folder: where to.
         size: side of the latents; without an autoencoder, of the pictures.
@@ -107,15 +110,19 @@ def pipeline(
 
 
 def scheduler(prediction_type: str) -> Any:
-    """Diffusers' scheduler of a prediction type; its samples from `pipe(...)` have the policy's timesteps."""
+    """Diffusers' scheduler of a prediction type; `pipe(...)` has the policy's timesteps (flow: to one in a thousand)."""
     from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 
+    offset = 1  # matters to other spacings of the timesteps only; the pipeline insists on it
     if prediction_type == "flow":
-        return DPMSolverMultistepScheduler(  # its first order is the Euler step of the flow; FlowMatchEuler... has no
-            solver_order=1,
-            prediction_type="flow_prediction",
-            use_flow_sigmas=True,
-            flow_shift=1.0,  # such pipeline
+        return (
+            DPMSolverMultistepScheduler(  # of first order: the Euler step; FlowMatch... lacks what the pipeline calls
+                solver_order=1,
+                prediction_type="flow_prediction",
+                use_flow_sigmas=True,
+                flow_shift=1.0,
+                steps_offset=offset,
+            )
         )
     return DDIMScheduler(
         beta_start=1e-4,
@@ -125,5 +132,5 @@ def scheduler(prediction_type: str) -> Any:
         set_alpha_to_one=True,
         prediction_type=prediction_type,
         timestep_spacing="trailing",
-        steps_offset=1,  # of the other spacings; the pipeline insists on it
+        steps_offset=offset,
     )
