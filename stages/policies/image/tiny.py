@@ -110,7 +110,7 @@ def pipeline(
 
 
 def scheduler(prediction_type: str) -> Any:
-    """Diffusers' scheduler of a prediction type; `pipe(...)` has the policy's timesteps (flow: to one in a thousand)."""
+    """Diffusers' scheduler of a prediction type; `pipe(...)` takes the policy's timesteps (flow: to 0.1%)."""
     from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 
     offset = 1  # matters to other spacings of the timesteps only; the pipeline insists on it
