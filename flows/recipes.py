@@ -1,7 +1,8 @@
 """Recipes: named overlays on params.yaml, one file per published setting, `flows/recipes/<family>/<name>.yaml`.
 
-An overlay says only what differs. A chosen part, a mapping with a `name`, replaces the part chosen before; any other
-mapping is merged; a null takes its key out; everything else is replaced. A recipe runs in the workspace by
+An overlay says only what differs; `extends: NAME` lays it over another recipe. A chosen part, a mapping with a `name`,
+replaces the part chosen before; any other mapping is merged; a null takes its key out; everything else is replaced.
+A recipe runs in the workspace by
 
     python -m flows.recipes simpo | xargs dvc exp run
 
@@ -45,7 +46,9 @@ def load(name: str) -> Node:
     found = [file for file in files if name in (file.stem, f"{file.parent.name}/{file.stem}")]
     if len(found) != 1:
         raise UserError(f"no recipe is called '{name}'", where="flows/recipes", mend=nearest(name, names()))
-    return read(found[0])
+    node = read(found[0])
+    base = node.pop("extends", None)
+    return node if base is None else apply(load(base), node)
 
 
 def read(path: Path) -> Node:

@@ -6,6 +6,7 @@ are in nats, float32 (float64 in tests). `mask` says which steps are real; paddi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import TypeVar
 
@@ -75,6 +76,16 @@ class Singles:
     label: Tensor | None = None  # [b] bool, True where desirable
     score: Tensor | None = None  # [b]
     mismatch: Steps | None = None  # [b,t] each prompt with the next prompt's candidate, no gradient (kto)
+
+
+@dataclass(frozen=True)
+class Pathwise:
+    """Sampling that a gradient goes through, for objectives that differentiate the reward itself (image)."""
+
+    sample: Callable[[int], Tensor]  # denoising steps that carry a gradient, the last ones -> images [b,c,h,w]
+    reward: Callable[[Tensor], Tensor]  # images -> [b], more is better
+    steps: int  # denoising steps of a sample
+    name: str  # names this step's random choices
 
 
 def apply(batch: Batch, function) -> Batch:

@@ -77,7 +77,7 @@ def grid(rows: Sequence[Sequence[str]], *, side: int = 64, gap: int = 4) -> Imag
     from PIL import Image
 
     width = max(map(len, rows), default=0)
-    sheet = Image.new("RGB", (width * (side + gap) + gap, len(rows) * (side + gap) + gap), "white")
+    sheet = Image.new("RGB", (width * (side + gap) + gap, len(rows) * (side + gap) + gap), "lightgrey")
     for y, row in enumerate(rows):
         for x, image in enumerate(row):
             if image:

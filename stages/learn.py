@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stages import feed, loop
+from stages import feed, loop, parts
 from stages.config import Choice, Run, Training
 from stages.errors import UserError
 from stages.feed import Cache, Example
+from stages.online import Online
 from stages.parts import Part
+from stages.watch import Watch, Watcher
 
 if TYPE_CHECKING:
     from stages.journal import Journal
@@ -26,9 +28,11 @@ class Optimize(Training):
     soft_labels: bool = (
         False  # learn from P(chosen is better) as labelled; else, as the papers do, from the order alone
     )
+    online: Online | None = None  # who scores the policy's own samples, for objectives that learn from those
+    watch: Watch | None = None  # looks at samples as training goes
 
 
-def check(objective: Choice, run: Run, *, where: str) -> Part:
+def check(objective: Choice, run: Run, *, where: str, offline: bool = True) -> Part:
     """The objective exists, takes its settings, fits the family, and needs nothing that is not there.
 
     Raises:
@@ -36,13 +40,15 @@ def check(objective: Choice, run: Run, *, where: str) -> Part:
     """
     part, _ = objective.part("objective", where)
     place = f"params.yaml {where}.name"
-    if run.family not in part.spec.families:
-        fits = ", ".join(part.spec.families)
+    parts.fits(part, run.family, where=place)
+    if part.spec.online and offline:
         raise UserError(
-            f"objective '{part.name}' does not fit the family '{run.family}'", where=place, mend=f"it fits {fits}"
+            f"objective '{part.name}' learns online, a round from labelled preferences",
+            where=place,
+            mend="drop the rounds, or choose an offline objective",
         )
-    if part.spec.online or set(part.spec.needs) - GIVEN:
-        lacking = ", ".join(sorted(set(part.spec.needs) - GIVEN)) or "samples of the policy as it learns"
+    if not part.spec.online and set(part.spec.needs) - GIVEN:
+        lacking = ", ".join(sorted(set(part.spec.needs) - GIVEN))
         raise UserError(
             f"objective '{part.name}' needs {lacking}, which labelled preferences do not hold",
             where=place,
@@ -61,6 +67,7 @@ def learn(
     scratch: Path,
     journal: Journal,
     label: str,
+    watch: Watcher | None = None,
 ) -> dict[str, float]:
     """Train a policy in place on preferences.
 
@@ -73,6 +80,7 @@ def learn(
         scratch: where checkpoints lie; the policy of step 0 also prices the mismatched answers there, once.
         journal: where metrics go.
         label: name on the progress line.
+        watch: looks at samples as training goes.
     """
     objective, chosen = settings.objective.part("objective", "optimize.objective")
     wanted = feed.examples(objective, labelled, where="params.yaml optimize.objective.name")
@@ -99,4 +107,5 @@ def learn(
         journal=journal,
         label=label,
         size=lambda example: max(item.size for item in feed.items(example)),
+        watch=watch,
     )

@@ -45,6 +45,8 @@ def train(
     journal: Journal,
     size: Callable[[Example], int],
     label: str,
+    repeats: int = 1,
+    watch: Callable[[int], dict[str, float]] | None = None,
 ) -> dict[str, float]:
     """Train a policy in place.
 
@@ -58,6 +60,8 @@ def train(
         journal: where each step's metrics go.
         size: length of an example; a step's examples are split into forward passes of similar length.
         label: name on the progress line.
+        repeats: steps in a row that use the same examples; checkpoints fall between.
+        watch: called with the number of steps done, 0 included; what it tells is logged, `watch/stop` ends training.
 
     Returns:
         Means over the last tenth of the steps, under TRL's names.
@@ -66,13 +70,15 @@ def train(
     optimizer = torch.optim.AdamW(parameters.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
     per_step = settings.per_device_train_batch_size * settings.gradient_accumulation_steps
     steps_per_epoch = math.ceil(len(examples) / per_step)
-    total = steps_per_epoch * settings.num_train_epochs
+    total = steps_per_epoch * settings.num_train_epochs * repeats
     checkpoint = scratch / "checkpoint.safetensors"
     done = restore(checkpoint, parameters, optimizer) if checkpoint.exists() else 0
     journal.rewind(done)
+    if watch and not done:
+        watch(0)
     with tqdm(total=total, initial=done, desc=label, unit="step", dynamic_ncols=True) as bar:
         for step in range(done, total):
-            epoch, at = divmod(step, steps_per_epoch)
+            epoch, at = divmod(step // repeats, steps_per_epoch)
             order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
             batch = [examples[i] for i in order[at * per_step : (at + 1) * per_step].tolist()]
             for group in optimizer.param_groups:
@@ -82,18 +88,25 @@ def train(
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             row["learning_rate"] = optimizer.param_groups[0]["lr"]
+            row |= watch(step + 1) if watch else {}
             journal.log(step + 1, row)
             bar.update()
             bar.set_postfix({name: f"{row[name]:.3f}" for name in ("loss", "rewards/accuracies") if name in row})
-            if (step + 1) % settings.save_steps == 0 or step + 1 == total:
+            if (step + 1) % (settings.save_steps * repeats) == 0 or step + 1 == total:
                 save(checkpoint, parameters, optimizer, step + 1)
+            if "watch/stop" in row:
+                break
     return tail(journal.metrics, max(1, total // 10))
 
 
 def tail(metrics: Path, count: int) -> dict[str, float]:
     """Means of each metric over the last rows of a journal; nothing of an empty one."""
     rows = [json.loads(line) for line in metrics.read_text().splitlines()[-count:]] if metrics.is_file() else []
-    return {name: sum(row[name] for row in rows) / len(rows) for name in (rows[0] if rows else {}) if name != "step"}
+    columns: dict[str, list[float]] = {}
+    for row in rows:
+        for name, value in row.items():
+            columns.setdefault(name, []).append(value)
+    return {name: sum(values) / len(values) for name, values in columns.items() if name != "step"}
 
 
 def accumulate(loss: Loss, batch: Sequence[Example], epoch: int, at_once: int) -> dict[str, float]:

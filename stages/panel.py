@@ -63,13 +63,16 @@ class Seat:
         return lambda *data: list(self.part.function(*data, **self.settings, **given))
 
 
-def check(panel: Panel, *, where: str = "params.yaml label") -> list[Seat]:
+def check(panel: Panel, *, where: str = "params.yaml label", family: str = "") -> list[Seat]:
     """Check a panel against the parts it names, before any work.
 
     Raises:
-        UserError: an unknown part or setting, a bad weight, or nobody with a weight.
+        UserError: an unknown part or setting, a bad weight, nobody with a weight, or a part of another family.
     """
     found = [*seats(panel, "reward", where=where), *seats(panel, "judge", where=where)]
+    for seat in found:
+        if family:
+            parts.fits(seat.part, family, where=seat.where)
     if not any(seat.weight for seat in found):
         raise UserError("no reward or judge has a weight", where=where, mend="add one under rewards or judges")
     return found

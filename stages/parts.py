@@ -121,6 +121,17 @@ def find(kind: str, name: str, *, where: str = "params.yaml") -> Part:
     return Part(kind, name, function, function.spec)
 
 
+def fits(found: Part, family: str, *, where: str) -> None:
+    """The part serves this family of policy.
+
+    Raises:
+        UserError: it does not.
+    """
+    if family not in found.spec.families:
+        what = f"{found.kind} '{found.name}' does not fit the family '{family}'"
+        raise UserError(what, where=where, mend=f"it fits {', '.join(found.spec.families)}")
+
+
 def check(found: Part, settings: dict[str, Any], *, where: str = "params.yaml") -> dict[str, Any]:
     """Check settings against the part's signature and fill in its defaults.
 
@@ -160,6 +171,11 @@ def chosen(params: dict[str, Any]) -> dict[str, dict[str, str]]:
     lists = {
         "generate": {"reward": ["generate.panel.rewards"], "judge": ["generate.panel.judges"]},
         "label": {"reward": ["label.rewards"], "judge": ["label.judges"]},
+        "optimize": {
+            "reward": ["optimize.online.rewards", "optimize.watch.rewards"],
+            "judge": ["optimize.online.judges"],
+            "advantage": ["optimize.online.advantage"],
+        },
         "selfplay": {"reward": ["selfplay.rewards"], "judge": ["selfplay.judges"]},
         "evaluate": {
             "reward": ["label.rewards", "evaluate.independent.rewards"],
@@ -172,9 +188,11 @@ def chosen(params: dict[str, Any]) -> dict[str, dict[str, str]]:
         files: set[Path] = set()
         for kind, keys in kinds.items():
             home = ROOT / HOMES[kind]
-            wanted = {name for key in keys for name in _node(params, key)}
+            wanted = {name for key in keys for name in _names(_node(params, key))}
             if wanted:
                 files |= {home / f"{name}.py" for name in wanted} | set(home.glob("_[a-z]*.py"))
+                if any("stages.scenes" in file.read_text() for file in files if file.exists()):
+                    files |= set((ROOT / "stages/scenes").glob("*.py"))  # what the detector sees decides their scores
         found[stage] = {f.relative_to(ROOT).as_posix(): _md5(f) for f in sorted(files)}
     return found
 
@@ -183,6 +201,11 @@ def _node(params: Any, key: str) -> Any:
     for name in key.split("."):
         params = (params or {}).get(name, {})
     return params or {}
+
+
+def _names(node: dict[str, Any]) -> list[str]:
+    """Part names of a list of parts, or of the one chosen part."""
+    return [node["name"]] if "name" in node else list(node)
 
 
 def _md5(file: Path) -> str:

@@ -11,9 +11,9 @@ from stages import labelling, records
 from stages.config import Choice
 from stages.errors import UserError
 from stages.panel import Panel, Tools
-from stages.records import Candidate, Pair, Prompt, Single
+from stages.records import Candidate, Pair, Prompt, Ranking, Single
 
-Preference = Pair | Single
+Preference = Pair | Single | Ranking
 
 
 def make(
@@ -39,7 +39,7 @@ def make(
     made = pair(pairing, prompts, scored, panel.temperature, seed, where)
     pairs = [p for p in made if isinstance(p, Pair)]
     judged = labelling.rejudge(panel, {p.id: p for p in prompts}, pairs, tools, orders=orders)
-    return scored, [*judged, *(p for p in made if isinstance(p, Single))]
+    return scored, [*judged, *(p for p in made if not isinstance(p, Pair))]
 
 
 def pair(
@@ -70,7 +70,7 @@ def pair(
 
 
 def read(path: Path) -> list[Preference]:
-    """Read a file of pairs or of singles.
+    """Read a file of pairs, of rankings or of singles.
 
     Raises:
         UserError: naming file, line and field; or the file is empty.
@@ -78,7 +78,9 @@ def read(path: Path) -> list[Preference]:
     first = next(records.rows(path), None)
     if first is None:
         raise UserError("holds no preference", where=str(path), mend="rerun the stage that writes it")
-    return list(records.read(path, Pair if "chosen" in first[1] else Single))
+    kind = next(k for field, k in (("chosen", Pair), ("completions", Ranking), ("id", Single)) if field in first[1])
+    found: list[Preference] = list(records.read(path, kind))
+    return found
 
 
 def summary(scored: Sequence[Candidate], made: Sequence[Preference]) -> dict[str, float]:
@@ -96,4 +98,7 @@ def summary(scored: Sequence[Candidate], made: Sequence[Preference]) -> dict[str
 def table(prompts: Sequence[Prompt], scored: Sequence[Candidate]) -> list[dict[str, Any]]:
     """Candidates beside their prompts, for a person to read."""
     asked = {p.id: p.messages[-1].content for p in prompts}
-    return [{"prompt": asked[c.prompt], "completion": c.text, "score": c.score, **c.scores} for c in scored]
+    return [
+        {"prompt": asked[c.prompt], "completion": c.text, "image": c.image, "score": c.score, **c.scores}
+        for c in scored
+    ]

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from stages import labelling, panel, records, rollout, toolbox
+from stages import labelling, panel, parts, records, rollout, toolbox
 from stages.config import Choice, Config, Run
 from stages.entry import Job, Stage
 from stages.panel import Panel
@@ -38,8 +38,9 @@ class Settings(Config):
 def check(config: Settings) -> None:
     """The sampler exists, takes these settings, and has a panel if it needs scores."""
     part, _ = config.generate.sampler.part("sampler", "generate.sampler")
+    parts.fits(part, config.run.family, where="params.yaml generate.sampler.name")
     if "scores" in part.spec.needs:
-        panel.check(config.generate.panel, where="params.yaml generate.panel")
+        panel.check(config.generate.panel, where="params.yaml generate.panel", family=config.run.family)
 
 
 def run(job: Job[Settings]) -> dict[str, float]:

@@ -22,7 +22,7 @@ def audit(candidates: Sequence[Candidate], pairs: Sequence[Pair], *, orders: Ord
     |---|---|---|
     | `ties` | share of two candidates of a prompt that have the same score | near 1: the panel sees no difference |
     | `duplicates` | share of candidates whose text was said before for the same prompt | near 1: sample hotter |
-    | `blank` | share of candidates without text, which make no pair | above 0 |
+    | `blank` | share of candidates without text or image, which make no pair | above 0 |
     | `length/correlation` | of the margin with chosen's words minus rejected's | far from 0 |
     | `length/chosen_longer` | share of pairs with chosen longer, equal lengths at 1/2 | far from 1/2 |
     | `agreement/<reward>` | share of two candidates that the reward puts in the order of the mix, ties left out | low |
@@ -40,11 +40,11 @@ def audit(candidates: Sequence[Candidate], pairs: Sequence[Pair], *, orders: Ord
     {'duplicates': 0.25, 'blank': 0.25, 'ties': 0.333}
     """
     twos = _same_prompt(candidates)
-    said = [(c.prompt, c.text) for c in candidates]
+    said = [(c.prompt, c.content) for c in candidates]
     found = {}
     if candidates:
         found["duplicates"] = 1 - len(set(said)) / len(said)
-        found["blank"] = sum(not c.text.strip() for c in candidates) / len(candidates)
+        found["blank"] = sum(c.blank for c in candidates) / len(candidates)
     if twos:
         found["ties"] = sum(abs((one.score or 0) - (two.score or 0)) <= TIE for one, two in twos) / len(twos)
     return {**found, **_length(pairs), **_agreement(twos), **_order(orders or {})}
@@ -78,6 +78,7 @@ def _same_prompt(candidates: Sequence[Candidate]) -> list[tuple[Candidate, Candi
 
 def _length(pairs: Sequence[Pair]) -> dict[str, float]:
     """How far pairs go with length."""
+    pairs = [pair for pair in pairs if pair.chosen.text and pair.rejected.text]
     if not pairs:
         return {}
     margin = np.array([pair.margin for pair in pairs])

@@ -30,7 +30,7 @@ class Settings(Config):
 
 def check(config: Settings) -> None:
     """Every part exists and takes its settings."""
-    panel.check(config.label, where="params.yaml label")
+    panel.check(config.label, where="params.yaml label", family=config.run.family)
     config.label.pairing.part("pairing", "label.pairing")
 
 

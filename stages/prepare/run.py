@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -12,7 +12,7 @@ from stages import files, records
 from stages.config import Config, Run
 from stages.entry import Job, Stage
 from stages.errors import UserError
-from stages.prepare import models, prompts
+from stages.prepare import models, prompts, worlds
 from stages.prepare.readers import read_prompts
 from stages.records import Message, Prompt, Single
 
@@ -22,9 +22,10 @@ class Prepare(Config):
 
     model: str = "smollm2-135m-instruct"  # inside a wheel; or a hub id; or a local folder
     encoder: str = "all-minilm-l6-v2"
-    prompts: str = "builtin"  # or a file: see stages/prepare/readers.py for its shapes
+    prompts: str = "builtin"  # or digits, or scenes (stages/prepare/worlds.py); or a file (stages/prepare/readers.py)
     shape: str = "auto"
     columns: dict[str, str] = Field(default_factory=dict)  # expected column -> the file's own name for it
+    ties: Literal["drop", "keep"] = "drop"  # of pairs of images that people saw as equal
     max_chars: Annotated[int, Field(ge=1)] = 8000  # longer rows are refused
     train: Annotated[int, Field(ge=1)] = 192
     test: Annotated[int, Field(ge=1)] = 64
@@ -45,7 +46,7 @@ def run(job: Job[Settings]) -> dict[str, float]:
     records.write(job.out / "test.jsonl", test)
     records.write(job.out / "demonstrations.jsonl", demonstrations(train))
     for name, folder in ((config.model, "model"), (config.encoder, "encoder")):
-        if not (job.out / folder / "config.json").exists():
+        if not any((job.out / folder / index).exists() for index in ("config.json", "model_index.json")):
             models.fetch(name, job.scratch / folder, where=f"params.yaml prepare.{folder}")
             files.publish(job.scratch / folder, job.out / folder)
     return {"prompts/train": len(train), "prompts/test": len(test), "prompts/refused": refused}
@@ -60,12 +61,16 @@ def read(config: Prepare, seed: int, quarantine: Path) -> tuple[list[Prompt], li
     if config.prompts == "builtin":
         quarantine.write_text("")
         return prompts.builtin("train", config.train, seed), prompts.builtin("test", config.test, seed), 0
+    if config.prompts in worlds.WORLDS:
+        quarantine.write_text("")
+        return (*worlds.world(config.prompts, config.train, config.test, seed), 0)
     found = read_prompts(
         Path(config.prompts),
         shape=config.shape,
         columns=config.columns,
         quarantine=quarantine,
         max_chars=config.max_chars,
+        ties=config.ties,
     )
     if found.refused:
         reasons = ", ".join(f"{count} {reason}" for reason, count in found.by_reason.most_common())

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from stages import feed, files, labelling, learn, panel, preferences, records, rollout, toolbox
+from stages import feed, files, labelling, learn, panel, parts, preferences, records, rollout, toolbox
 from stages.config import Choice, Config, Run
 from stages.entry import Job, Stage
 from stages.errors import UserError, nearest
@@ -70,9 +70,10 @@ def check(name: str, config: Settings) -> None:
             f"no round is called '{name}'", where=f"{WHERE}.rounds", mend=nearest(name, list(config.selfplay.rounds))
         )
     learn.check(config.optimize.objective, config.run, where="optimize.objective")
-    panel.check(config.selfplay, where=WHERE)
+    panel.check(config.selfplay, where=WHERE, family=config.run.family)
     for kind in ("sampler", "opponent", "pairing"):
-        getattr(config.selfplay, kind).part(kind, f"selfplay.{kind}")
+        part, _ = getattr(config.selfplay, kind).part(kind, f"selfplay.{kind}")
+        parts.fits(part, config.run.family, where=f"{WHERE}.{kind}.name")
 
 
 def inputs(name: str, config: Settings) -> dict[str, Path]:

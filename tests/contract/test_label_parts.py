@@ -8,7 +8,7 @@ import pytest
 from stages import labelling, parts
 from stages.errors import UserError
 from stages.panel import TOOLS, Panel, Tools, seats
-from stages.records import Candidate, Pair, Prompt, Single
+from stages.records import Candidate, Pair, Prompt, Ranking, Single
 from tests.image import world as images
 from tests.label.world import batch, candidate, prompt, tools
 
@@ -26,7 +26,12 @@ OTHER = {
         "verifier": {"partial": False},
     },
     "judge": {"self_pairwise": {"criterion": "shorter", "max_chars": 3}},
-    "pairing": {"margin_threshold": {"threshold": 0.62}, "random_pairs": {"count": 3}, "binary": {"threshold": 0.1}},
+    "pairing": {
+        "margin_threshold": {"threshold": 0.62},
+        "random_pairs": {"count": 3},
+        "binary": {"threshold": 0.1},
+        "ranking": {"by": "score", "voters": ["sentiment"]},
+    },
 }
 REWARDS, JUDGES, PAIRINGS = (parts.names(kind) for kind in ("reward", "judge", "pairing"))
 LABELLERS = [(kind, name) for kind in ("reward", "judge") for name in parts.names(kind)]
@@ -52,13 +57,13 @@ def judge(name: str, **settings) -> list[tuple[float, float]]:
     return labelling.both_orders(seat, prompts, candidates, candidates[1:] + candidates[:1], tools())
 
 
-def pair_up(name: str, candidates: list, seed: int = 0, **settings) -> list[Pair | Single]:
+def pair_up(name: str, candidates: list, seed: int = 0, **settings) -> list[Pair | Single | Ranking]:
     part = parts.find("pairing", name)
     return part.function(prompt(), candidates, random.Random(seed), temperature=0.1, **settings)
 
 
 SCORED = [
-    candidate(text, i, score=score)
+    candidate(text, i, score=score, scores={} if score is None else {"length": score, "sentiment": 0.4 - score**2})
     for i, (text, score) in enumerate(
         [("b", 0.2), ("a", 0.9), ("a", 0.9), ("c", 0.9), ("d", 0.3), ("", 1.0), ("e", None), (" ", 0.0), ("b", 0.25)]
     )
@@ -154,6 +159,10 @@ def test_pairing_prefers_the_higher_score_and_never_pairs_ties_or_copies(name):
             assert item.margin == item.chosen.score - item.rejected.score > 0
             assert item.prob > 0.5
             assert item.chosen_rate > item.rejected_rate
+        elif isinstance(item, Ranking):
+            assert [c.score for c in item.completions] == sorted((c.score for c in item.completions), reverse=True)
+            assert len({c.text for c in item.completions}) == len(item.completions)
+            assert all(c.text.strip() for c in item.completions)
         else:
             assert item.completion.text.strip()
 
@@ -168,7 +177,8 @@ def test_pairing_is_deterministic_and_its_ids_are_unique(name):
 @pytest.mark.parametrize("name", PAIRINGS)
 @pytest.mark.parametrize("alike", [[], SCORED[:1], [scored.model_copy(update={"score": 0.5}) for scored in SCORED]])
 def test_pairing_makes_no_pair_where_nothing_differs(name, alike):
-    assert not [item for item in pair_up(name, alike) if isinstance(item, Pair)]
+    alike = [c.model_copy(update={"scores": {}}) for c in alike]
+    assert not [item for item in pair_up(name, alike) if isinstance(item, Pair | Ranking)]
 
 
 @pytest.mark.parametrize("name", PAIRINGS)

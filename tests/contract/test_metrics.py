@@ -5,8 +5,9 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
-from stages import parts
+from stages import images, parts
 from stages.errors import UserError
 
 METRICS = parts.names("metric")
@@ -24,11 +25,20 @@ def table(rows: int = ROWS, seed: int = 0) -> dict[str, list]:
     columns |= {name: random.uniform(0, 1, rows) for name in ("prob", "independent", "predicted", "pair_prob")}
     columns["prob"][0], columns["pair_prob"][:3], columns["predicted"][1] = 0.5, (1.0, 0.5, 0.9), 0.0
     columns["entropy"] = random.uniform(0, 0.3, rows)
+    columns |= {name: random.normal(0.5, 0.2, rows) for name in ("score", "base_score")}
     columns["ref_logp"][0] = columns["logp"][0] + 30  # the reference likes this one far better
     return {name: column.tolist() for name, column in columns.items()} | {
         "text": [" ".join(row) for row in words],
         "base_text": [" ".join(reversed(row)) for row in words],
+        "image": pictures(random, rows),
+        "base_image": pictures(random, rows),
+        "prompt": [f"prompt {n}" for n in random.integers(0, rows // 2 + 1, rows)],
     }
+
+
+def pictures(random: np.random.Generator, rows: int) -> list[str]:
+    """Noise of 16 x 16 colour pixels."""
+    return [images.encode(torch.from_numpy(random.uniform(-1, 1, (3, 16, 16)))) for _ in range(rows)]
 
 
 def measure(name: str, *tables: dict[str, list], **settings) -> dict[str, float]:

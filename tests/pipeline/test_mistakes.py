@@ -102,7 +102,8 @@ def test_single_labels_for_an_objective_on_pairs(workspace):
 def test_a_cache_of_another_reference(workspace):
     edit(workspace, "max_length: 512", "max_length: 256")
     assert command(workspace, "stages.reference").returncode == 0
-    assert "another max_length" in refused(workspace, "stages.optimize")
+    edit(workspace, "max_length: 256", "max_length: 512")
+    assert "another policy max_length" in refused(workspace, "stages.optimize")
 
 
 def test_a_corrupt_model_file(workspace):

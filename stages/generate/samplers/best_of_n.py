@@ -9,7 +9,7 @@ from stages.parts import part
 from stages.records import Candidate, Prompt
 
 
-@part(paper="arXiv 2009.01325", needs=("scores",))
+@part(paper="arXiv 2009.01325", needs=("scores",), families=("text", "vision"))
 def best_of_n(
     policy: Any,
     prompts: list[Prompt],

@@ -9,7 +9,7 @@ from stages.parts import part
 from stages.records import Candidate, Prompt
 
 
-@part()
+@part(families=("text", "vision"))
 def greedy(
     policy: Any, prompts: list[Prompt], k: int, seed: int, *, max_new_tokens: Annotated[int, Field(ge=1)] = 64
 ) -> list[Candidate]:

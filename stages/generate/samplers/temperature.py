@@ -8,7 +8,7 @@ from stages.parts import part
 from stages.records import Candidate, Prompt
 
 
-@part(paper="arXiv 1904.09751", equation="2, 3")
+@part(paper="arXiv 1904.09751", equation="2, 3", families=("text", "vision"))
 def temperature(
     policy: Any,
     prompts: list[Prompt],

@@ -41,9 +41,9 @@ def binary(
 
     Source: Ethayarajh et al., KTO: Model Alignment as Prospect Theoretic Optimization, ICML 2024, arXiv 2402.01306.
     """
-    first = {c.text: c for c in reversed(candidates) if c.score is not None and c.text.strip()}
+    first = {c.content: c for c in reversed(candidates) if c.score is not None and not c.blank}
     return [
         Single(id=c.id, messages=prompt.messages, completion=completion(c), label=(c.score or 0) > threshold)
         for c in candidates
-        if first.get(c.text) is c
+        if first.get(c.content) is c
     ]

@@ -40,7 +40,9 @@ def given(
 
 def _known(prompt: Prompt, candidate: Candidate, low: float, high: float) -> float | None:
     """The mean scaled score of the completions with that text."""
-    scores = [came.score for came in prompt.given if came.text == candidate.text and came.score is not None]
+    scores = [
+        came.score for came in prompt.given if (came.image or came.text) == candidate.content and came.score is not None
+    ]
     for score in scores:
         if not low <= score <= high:
             what = f"score {score:g} lies outside {low:g}..{high:g}"

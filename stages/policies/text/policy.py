@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from pydantic import Field
@@ -20,6 +20,9 @@ from stages.policies.text.drawing import draw, entropy_of, positions, stream
 from stages.policies.text.rows import Rows
 from stages.policies.weights import check_weights
 from stages.records import Candidate, Completion, Message, Prompt
+
+if TYPE_CHECKING:
+    from stages.policies.family import Policy
 
 Dialogue = Sequence[Message]
 LORA_TARGETS = "all-linear"
@@ -147,13 +150,13 @@ class TextPolicy:
         """Indices of items of similar length, at most about `PRICED` tokens together."""
         yield from by_length([range(item.size // 3 + 1) for item in items], tokens=PRICED)  # 3 characters a token
 
-    def log_probs(self, items: Sequence[Item], *, entropy: bool = False) -> Steps:
+    def log_probs(self, items: Sequence[Item], *, entropy: bool = False, reference: Policy | None = None) -> Steps:
         """Log-prob of every token of each completion given its dialogue, float32, differentiable.
 
         Rows are right-aligned, so that the logits of all completions are the last positions and no others are made.
 
         Returns:
-            Steps with `logp`, `mask` and, if asked for, `entropy`, all `[b,t]` in nats; row i is left-aligned.
+            Steps with `logp`, `mask` and, if asked for, `entropy` and `ref`, all `[b,t]` in nats, left-aligned.
         """
         encoded = [self.encode(item.messages, item.completion) for item in items]
         ids, attention = self._pad_left([prompt + answer for prompt, answer in encoded])
@@ -180,7 +183,9 @@ class TextPolicy:
         spread = None
         if entropy:
             spread = entropy_of(logits.detach()).gather(1, left) * mask
-        return Steps(logp=logp.gather(1, left) * mask, mask=mask, entropy=spread)
+        with torch.no_grad():
+            ref = None if reference is None else reference.log_probs(items).logp
+        return Steps(logp=logp.gather(1, left) * mask, mask=mask, ref=ref, entropy=spread)
 
     @torch.no_grad()
     def next_token_logits(self, prompts: Sequence[Prompt], words: Sequence[str]) -> Tensor:
