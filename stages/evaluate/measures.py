@@ -10,7 +10,6 @@ from pydantic import Field
 
 from stages import parts
 from stages.config import Config
-from stages.errors import UserError
 
 
 class Gate(Config):
@@ -31,9 +30,7 @@ def check(wanted: Mapping[str, dict[str, Any]], family: str, *, where: str = "pa
     for name, settings in wanted.items():
         place = f"{where}.{name}"
         found = parts.find("metric", name, where=place)
-        if family not in found.spec.families:
-            mend = f"remove it: it fits {', '.join(found.spec.families)}"
-            raise UserError(f"metric '{name}' does not fit the family '{family}'", where=place, mend=mend)
+        parts.fits(found, family, where=place)
         parts.check(found, settings, where=place)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field
 
-from stages import panel, records, toolbox
+from stages import panel, parts, records, toolbox
 from stages.config import Choice, Config, Run
 from stages.entry import Job, Stage
 from stages.errors import UserError
@@ -30,7 +30,7 @@ class LabelPanel(Panel):
 class Evaluate(Config):
     """The node `evaluate`."""
 
-    policy: str  # folder of the policy that the pipeline ends with
+    policy: str  # folder of the policy that the pipeline ends with, or of one whose gate did not let it pass
     sampler: Choice = Choice(name="temperature")
     base: str = "data/prepare/model"  # what every policy is held against
     independent: Panel  # judges that took no part in labelling
@@ -51,9 +51,10 @@ class Settings(Config):
 
 def check(config: Settings) -> None:
     """Every part exists; the independent panel shares nobody with the labelling one."""
-    panel.check(config.label, where="params.yaml label")
-    panel.check(config.evaluate.independent, where="params.yaml evaluate.independent")
-    config.evaluate.sampler.part("sampler", "evaluate.sampler")
+    panel.check(config.label, where="params.yaml label", family=config.run.family)
+    panel.check(config.evaluate.independent, where="params.yaml evaluate.independent", family=config.run.family)
+    sampler, _ = config.evaluate.sampler.part("sampler", "evaluate.sampler")
+    parts.fits(sampler, config.run.family, where="params.yaml evaluate.sampler.name")
     both = {*config.label.rewards, *config.label.judges}
     for name in (*config.evaluate.independent.rewards, *config.evaluate.independent.judges):
         if name in both:
@@ -70,7 +71,8 @@ def run(job: Job[Settings]) -> dict[str, float]:
     config, label = job.config.evaluate, job.config.label
     prompts = records.read(PROMPTS, Prompt)
     sampler, settings = config.sampler.part("sampler", "evaluate.sampler")
-    policies = answers.chain(Path(config.base), Path(config.policy))
+    policy = family.passed(Path(config.policy))  # what a round's gate held back is not what the pipeline ends with
+    policies = answers.chain(Path(config.base), policy)
     drawn = answers.sample(
         policies, sampler, settings, prompts, job.config.run, job.scratch, k=config.candidates, draws=config.draws
     )
@@ -84,7 +86,7 @@ def run(job: Job[Settings]) -> dict[str, float]:
         own, first = drawn[name], answers.firsts(drawn[name].every)
         ref = own.logp if name == "base" else answers.price(base, prompts, first, config.draws, f"price {name}")
         everyone.append(answers.compare(name, folder, prompts, own, drawn["base"], ref, panels, tools))
-    final = family.load(job.config.run, Path(config.policy))
+    final = family.load(job.config.run, policy)
     held_out = answers.held_out_pairs(prompts, everyone, label.temperature)
     columns = answers.columns(everyone[-1], everyone[0])
     columns |= answers.pair_columns(held_out, base, final, tools, config.draws)
@@ -94,14 +96,14 @@ def run(job: Job[Settings]) -> dict[str, float]:
     if job.config.run.family == "text":
         numbers["length"] = answers.mean(columns["length"])
     reasons = measures.gate(config.gate, numbers)
-    results = gather.gather(job.config.run, config.policy, panels, config.metrics, prompts, everyone, numbers, reasons)
+    results = gather.gather(job.config.run, str(policy), panels, config.metrics, prompts, everyone, numbers, reasons)
     report.write(job.out, results)
     records.write(job.out / "answers.jsonl", [c.model_copy(update={"latents": ""}) for a in everyone for c in a.every])
     job.journal.table("before_and_after", gather.table(results.samples))
     job.journal.artifact(job.out / "report.html")
     for sheet in pictures.sheets(job.out, results.samples):
         job.journal.artifact(sheet, under="images")
-    job.journal.register(config.register_as, Path(config.policy), numbers, gate_passed=not reasons)
+    job.journal.register(config.register_as, policy, numbers, gate_passed=not reasons)
     print(f"gate {'passed' if not reasons else 'not passed: ' + '; '.join(reasons)}")
     return numbers
 
