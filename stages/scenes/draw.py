@@ -12,7 +12,7 @@ from stages.scenes.words import COLORS, SIZES, Color, Relation, Scene, Shape, Si
 
 SIDE = 32  # pixels
 GAP = 2  # pixels between two objects at least, so that blur does not join them
-MARGIN = 1  # pixels between an object and the border
+LATTICE = 4  # pixels between the places where an object may begin: a small denoiser learns such pictures in minutes
 EXTENT: dict[Size, int] = {"small": 8, "large": 12}  # pixels; at 8 a cross is still no circle
 GROUNDS = ((1.0, 1.0, 1.0), (0.85, 0.85, 0.85))
 RGB: dict[Color, tuple[float, float, float]] = {  # corners of the cube: as far from each other and white as can be
@@ -79,7 +79,7 @@ def place(spec: Scene, rng: np.random.Generator) -> list[tuple[int, Box]]:
                 free = np.argwhere(_free(number, extent, placed, spec.relation))
                 if not len(free):
                     break
-                top, left = (free[rng.integers(len(free))] + MARGIN).tolist()
+                top, left = free[rng.integers(len(free))].tolist()
                 placed.append((number, (left, top, left + extent, top + extent)))
         if len(placed) == sum(thing.count for thing in spec.objects):
             return placed
@@ -87,14 +87,15 @@ def place(spec: Scene, rng: np.random.Generator) -> list[tuple[int, Box]]:
 
 
 def _free(number: int, extent: int, placed: list[tuple[int, Box]], relation: Relation | None) -> NDArray[np.bool_]:
-    """Where the next object's top left corner may lie; row and column 0 are MARGIN pixels from the border."""
-    reach = SIDE - 2 * MARGIN - extent + 1
-    free = np.ones((reach, reach), bool)
+    """Where the next object's top left corner may lie."""
+    reach = SIDE - extent + 1
+    free = np.zeros((reach, reach), bool)
+    free[::LATTICE, ::LATTICE] = True
     for other, (left, top, right, bottom) in placed:
-        x, y = (max(0, near - GAP - extent + 1 - MARGIN) for near in (left, top))
-        free[y : bottom + GAP - MARGIN, x : right + GAP - MARGIN] = False
+        x, y = (max(0, near - GAP - extent + 1) for near in (left, top))
+        free[y : bottom + GAP, x : right + GAP] = False
         if relation and {number, other} == {relation.a, relation.b}:
-            across, down = np.arange(reach)[None] + MARGIN - left, np.arange(reach)[:, None] + MARGIN - top
+            across, down = np.arange(reach)[None] - left, np.arange(reach)[:, None] - top
             across, down = (2 * across + extent - (right - left)), (2 * down + extent - (bottom - top))  # of centres
             along, aside = (across, down) if relation.where in ("left of", "right of") else (down, across)
             ahead = (relation.where in ("right of", "below")) == (number == relation.a)

@@ -12,7 +12,7 @@ from stages import images
 from stages.errors import UserError
 from stages.label.rewards.verifier import verifier
 from stages.records import Candidate, Message, Prompt
-from stages.scenes.draw import GAP, RGB, SIDE, place, render
+from stages.scenes.draw import GAP, LATTICE, RGB, SIDE, place, render
 from stages.scenes.look import Found, detect, relations, verify
 from stages.scenes.words import (
     COLORS,
@@ -71,8 +71,8 @@ def test_scenes_keep_their_objects_apart_and_whole():
     for seed, spec in enumerate(SCENES):
         boxes = [box for _, box in place(spec, np.random.default_rng(seed))]
         for number, (left, top, right, bottom) in enumerate(boxes):
-            assert min(left, top) >= 1
-            assert max(right, bottom) <= SIDE - 1
+            assert left % LATTICE == top % LATTICE == 0
+            assert max(right, bottom) <= SIDE
             for other in boxes[:number]:
                 across = max(other[0] - right, left - other[2])
                 down = max(other[1] - bottom, top - other[3])
