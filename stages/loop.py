@@ -46,7 +46,8 @@ def train(
     size: Callable[[Example], int],
     label: str,
     repeats: int = 1,
-    watch: Callable[[int], dict[str, float]] | None = None,
+    begin: Callable[[Sequence[Example], int], None] | None = None,
+    watch: Callable[[int, bool], dict[str, float]] | None = None,
 ) -> dict[str, float]:
     """Train a policy in place.
 
@@ -61,7 +62,9 @@ def train(
         size: length of an example; a step's examples are split into forward passes of similar length.
         label: name on the progress line.
         repeats: steps in a row that use the same examples; checkpoints fall between.
-        watch: called with the number of steps done, 0 included; what it tells is logged, `watch/stop` ends training.
+        begin: called with all examples of a step and their epoch, before their forward passes.
+        watch: called with the number of steps done, 0 included, and whether that is all; what it tells is logged,
+            `watch/stop` ends training.
 
     Returns:
         Means over the last tenth of the steps, under TRL's names.
@@ -75,37 +78,40 @@ def train(
     done = restore(checkpoint, parameters, optimizer) if checkpoint.exists() else 0
     journal.rewind(done)
     if watch and not done:
-        watch(0)
+        watch(0, False)
     with tqdm(total=total, initial=done, desc=label, unit="step", dynamic_ncols=True) as bar:
         for step in range(done, total):
             epoch, at = divmod(step // repeats, steps_per_epoch)
             order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
-            batch = [examples[i] for i in order[at * per_step : (at + 1) * per_step].tolist()]
+            batch = sorted((examples[i] for i in order[at * per_step : (at + 1) * per_step].tolist()), key=size)
             for group in optimizer.param_groups:
                 group["lr"] = settings.learning_rate * rate(step, total, settings)
-            row = accumulate(loss, sorted(batch, key=size), epoch, settings.per_device_train_batch_size)
+            if begin:
+                begin(batch, epoch)
+            row = accumulate(loss, batch, epoch, settings.per_device_train_batch_size)
             row["grad_norm"] = float(torch.nn.utils.clip_grad_norm_(list(parameters.values()), settings.max_grad_norm))
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             row["learning_rate"] = optimizer.param_groups[0]["lr"]
-            row |= watch(step + 1) if watch else {}
+            row |= watch(step + 1, step + 1 == total) if watch else {}
             journal.log(step + 1, row)
             bar.update()
             bar.set_postfix({name: f"{row[name]:.3f}" for name in ("loss", "rewards/accuracies") if name in row})
+            if "watch/stop" in row:  # no checkpoint: a run that is killed now would go on from it
+                break
             if (step + 1) % (settings.save_steps * repeats) == 0 or step + 1 == total:
                 save(checkpoint, parameters, optimizer, step + 1)
-            if "watch/stop" in row:
-                break
     return tail(journal.metrics, max(1, total // 10))
 
 
 def tail(metrics: Path, count: int) -> dict[str, float]:
-    """Means of each metric over the last rows of a journal; nothing of an empty one."""
+    """Means of each metric over the last rows of a journal, of its finite values; nothing of an empty one."""
     rows = [json.loads(line) for line in metrics.read_text().splitlines()[-count:]] if metrics.is_file() else []
     columns: dict[str, list[float]] = {}
     for row in rows:
         for name, value in row.items():
-            columns.setdefault(name, []).append(value)
+            if value is not None:  # a number that was not finite
+                columns.setdefault(name, []).append(value)
     return {name: sum(values) / len(values) for name, values in columns.items() if name != "step"}
 
 
@@ -145,5 +151,6 @@ def restore(path: Path, parameters: dict[str, Any], optimizer: torch.optim.Optim
         optimizer.state[p] = {
             key: tensors[f"{key}/{name}"].to(p.device if key != "step" else "cpu")
             for key in ("step", "exp_avg", "exp_avg_sq")
+            if f"{key}/{name}" in tensors  # a parameter that no loss has reached yet has no moments
         }
     return int(facts["step"])

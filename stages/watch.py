@@ -34,7 +34,7 @@ class Watcher:
     """Samples the same prompts with the same seed at every look, so that what differs is the policy.
 
     Training ends at the first look whose mean score lies more than `max_drop` standard errors below that of step 0,
-    prompt by prompt; the weights of the last look that passed are put back.
+    prompt by prompt; the weights of the last look that passed are put back. The last step is looked at too.
     """
 
     def __init__(
@@ -52,12 +52,13 @@ class Watcher:
         self.prompts, self.seed, self.journal = list(prompts[: settings.prompts]), seed, journal
         self.kept, self.first = scratch / "passed.safetensors", scratch / "first.json"
 
-    def __call__(self, step: int) -> dict[str, float]:
+    def __call__(self, step: int, last: bool = False) -> dict[str, float]:
         """What a look after `step` steps shows: empty between looks; `watch/stop` where training ends."""
-        if step % self.settings.steps:
+        if step % self.settings.steps and not last:
             return {}
-        scored = self.look(step)
-        scores = [0.0 if c.score is None else c.score for c in scored]
+        k = self.settings.candidates
+        values = [0.0 if c.score is None else c.score for c in self.look(step)]
+        scores = [sum(values[i : i + k]) / k for i in range(0, len(values), k)]  # of a prompt
         if step == 0:
             files.write_json(self.first, scores)
             self.keep()

@@ -151,3 +151,101 @@ def test_the_learning_rate_warms_up_and_falls():
     assert rates[2:] == sorted(rates[2:], reverse=True)
     assert rates[-1] == pytest.approx(1 / 8)
     assert {loop.rate(s, 10, Training(lr_scheduler_type="constant", warmup_ratio=0)) for s in range(10)} == {1.0}
+
+
+class Two:
+    """Two numbers to train: no loss reaches the second in the first epoch."""
+
+    def __init__(self) -> None:
+        self.both = {name: torch.nn.Parameter(torch.ones(1)) for name in ("first", "second")}
+
+    def parameters(self) -> dict[str, torch.nn.Parameter]:
+        return self.both
+
+
+def descend(scratch: Path, stop_after: int | None = None, *, loss=None, **given) -> tuple[Two, list[dict], dict]:
+    """Twelve examples in steps of two, by default with a loss that leaves the second number alone at first."""
+    scratch.mkdir(parents=True, exist_ok=True)
+    notes, two = Notes(scratch / "metrics.jsonl"), Two()
+    if notes.metrics.exists():
+        notes.rows = [json.loads(line) for line in notes.metrics.read_text().splitlines()]
+    plain = notes.log
+
+    def log(step, values):
+        plain(step, values)
+        if step == stop_after:
+            raise KeyboardInterrupt
+
+    notes.log = log
+
+    def square(batch, epoch):
+        seen = [two.both["first"]] + [two.both["second"]] * (epoch > 0)
+        return sum(p.square() for p in seen).expand(len(batch)), {}
+
+    settings = Training(
+        **{"num_train_epochs": 2, "per_device_train_batch_size": 2, "learning_rate": 0.1, "save_steps": 1}
+    )
+    summary = loop.train(
+        two,
+        list(range(12)),
+        loss or square,
+        settings,
+        seed=0,
+        scratch=scratch,
+        journal=notes,
+        size=lambda _: 0,
+        label="test",
+        **given,
+    )
+    return two, notes.rows, summary
+
+
+@pytest.mark.parametrize("killed_after", [2, 6, 8])
+def test_a_weight_that_no_loss_has_reached_yet_survives_a_kill(tmp_path, killed_after):
+    whole, rows, _ = descend(tmp_path / "a")
+    with pytest.raises(KeyboardInterrupt):
+        descend(tmp_path / "b", stop_after=killed_after)
+    resumed, again, _ = descend(tmp_path / "b")
+    assert again == rows
+    assert all(torch.equal(resumed.both[name], value) for name, value in whole.both.items())
+    assert whole.both["second"].item() < 1
+
+
+def test_repeated_steps_use_the_same_examples_and_each_is_announced_whole(tmp_path):
+    announced: list[tuple] = []
+    seen: list[list[int]] = []
+    weight = torch.nn.Parameter(torch.ones(1))
+
+    def loss(batch, epoch):
+        seen.append(list(batch))
+        return weight.square().expand(len(batch)), {}
+
+    descend(tmp_path, loss=loss, repeats=2, begin=lambda batch, epoch: announced.append((epoch, tuple(batch))))
+    assert len(announced) == 24
+    assert announced[::2] == announced[1::2]
+    assert [list(batch) for _, batch in announced] == seen
+    assert sorted(i for epoch, batch in announced[::2] if epoch == 1 for i in batch) == list(range(12))
+
+
+def test_training_ends_where_the_watch_says_so_and_again_after_a_kill(tmp_path):
+    told: list[tuple[int, bool]] = []
+
+    def watch(step: int, last: bool) -> dict[str, float]:
+        told.append((step, last))
+        return {"watch/stop": 1.0} if step == 4 else {}
+
+    _, rows, _ = descend(tmp_path, watch=watch)
+    assert told == [(step, False) for step in range(5)]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    descend(tmp_path, watch=watch)  # killed before the policy was published
+    assert told[5:] == [(4, False)], "the step that ended training is taken again, and no further one"
+    told.clear()
+    descend(tmp_path / "whole", watch=lambda step, last: told.append((step, last)) or {})
+    assert told == [(step, step == 12) for step in range(13)]
+
+
+def test_a_loss_that_is_not_finite_is_left_out_of_the_summary(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    rows = [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 3.0, "kl": 1.0}, {"step": 3, "loss": None, "kl": None}]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert loop.tail(file, 2) == {"loss": 3.0, "kl": 1.0}
