@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import torch
-from pydantic import Field
+from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor
 
 from stages import labelling, loop, panel
 from stages.batches import Groups, Item, Pathwise, Steps
 from stages.config import Choice, Run
-from stages.errors import UserError
+from stages.errors import UserError, nearest
 from stages.panel import Panel, Tools
 from stages.parts import Part
+from stages.policies.family import package
 from stages.records import Candidate, Prompt
 
 if TYPE_CHECKING:
@@ -40,10 +42,11 @@ class Online(Panel):
 
 @dataclass
 class Samples:
-    """What a step learns from; kept for the updates that share it."""
+    """What one forward pass learns from; kept for the updates that share it."""
 
     items: list[Item]
     reward: Tensor  # [g,k]
+    advantage: Tensor | None = None  # [g,k], of all samples of the step
     old: Tensor | None = None  # [g*k,t], filled by the first update: until then the policy is its own behaviour
 
 
@@ -58,11 +61,37 @@ def check(objective: Part, settings: Online | None, family: str, *, where: str) 
         raise UserError(what, where=where, mend="add `online: {rewards: ...}` beside it: who scores the samples")
     seats = panel.check(settings, where=f"{where}.online", family=family)
     settings.advantage.part("advantage", f"{where.removeprefix('params.yaml ')}.online.advantage")
+    check_sampler(settings.sampler, family, where=f"{where}.online.sampler")
     if objective.feedback == "Pathwise":
+        for name, idle in (("num_iterations", settings.num_iterations > 1), ("sampler", bool(settings.sampler))):
+            if idle:
+                what = f"objective '{objective.name}' samples anew for every update, as run.policy says"
+                raise UserError(what, where=f"{where}.online.{name}", mend="remove it")
         for seat in seats:
             if seat.weight and differentiable(seat.part) is None:
                 what = f"{seat.part.kind} '{seat.part.name}' has no gradient with respect to the image"
                 raise UserError(what, where=seat.where, mend="choose one whose file defines `pixels`")
+
+
+def check_sampler(settings: dict[str, Any], family: str, *, where: str) -> None:
+    """They are settings of the family's own sampling.
+
+    Raises:
+        UserError: an unknown setting, or a value of another type.
+    """
+    if not settings:
+        return
+    sample = package(Run.model_validate({"family": family})).Policy.sample
+    known = [p.name for p in inspect.signature(sample).parameters.values() if p.default is not p.empty]
+    hints = get_type_hints(sample)
+    for name, value in settings.items():
+        if name not in known:
+            raise UserError(f"the family '{family}' samples without '{name}'", where=where, mend=nearest(name, known))
+        try:
+            TypeAdapter(hints[name]).validate_python(value, strict=True)
+        except ValidationError as error:
+            what = f"{value!r}: {error.errors()[0]['msg']}"
+            raise UserError(what, where=f"{where}.{name}", mend="correct the value") from None
 
 
 def differentiable(reward: Part) -> Callable[..., Tensor] | None:
@@ -95,47 +124,77 @@ def learn(
         journal: where metrics go.
         watch: called after each step.
     """
-    online = settings.online
-    assert online is not None
-    objective, chosen = settings.objective.part("objective", "optimize.objective")
-    advantage, advantages = online.advantage.part("advantage", "optimize.online.advantage")
-    held: dict[tuple[int, tuple[str, ...]], Samples] = {}
-
-    def loss(batch: Sequence[Prompt], epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
-        if objective.feedback == "Pathwise":
-            losses, stats = objective.function(pathwise(policy, batch, online, run.seed, epoch), **chosen)
-            return by_prompt(losses, stats, len(batch))
-        key = (epoch, tuple(prompt.id for prompt in batch))
-        if key not in held:
-            if len(held) >= settings.gradient_accumulation_steps:
-                held.clear()
-            held[key] = draw(policy, batch, online, tools, run.seed, epoch)
-        steps = priced(policy, reference, held[key], objective.spec.needs)
-        groups = grouped(steps, held[key].reward)
-        if "advantage" in objective.spec.needs:
-            groups = replace(groups, advantage=advantage.function(groups, **advantages).detach())
-        losses, stats = objective.function(groups, **chosen)
-        reward = {"reward": groups.reward.mean(-1), "reward_std": groups.reward.std(-1)}
-        return by_prompt(losses, {**stats, **reward}, len(batch))
-
+    updates = Updates(policy, reference, settings, tools, run.seed)
     return loop.train(
         policy,
         prompts,
-        loss,
+        updates.loss,
         settings,
         seed=run.seed,
         scratch=scratch,
         journal=journal,
         size=lambda prompt: 0,
         label="online",
-        repeats=1 if objective.feedback == "Pathwise" else online.num_iterations,
+        repeats=updates.online.num_iterations,
+        begin=updates.begin,
         watch=watch,
     )
 
 
+class Updates:
+    """The samples of the step at hand, and the loss of those that share a forward pass."""
+
+    def __init__(self, policy: Policy, reference: Policy | None, settings: Optimize, tools: Tools, seed: int) -> None:
+        assert settings.online is not None
+        self.policy, self.reference, self.tools, self.seed = policy, reference, tools, seed
+        self.online, self.at_once = settings.online, settings.per_device_train_batch_size
+        self.objective, self.chosen = settings.objective.part("objective", "optimize.objective")
+        self.advantage, self.advantages = self.online.advantage.part("advantage", "optimize.online.advantage")
+        self.held: dict[str, Samples] = {}  # by the prompts of a forward pass
+        self.name = ""  # of the step
+
+    def begin(self, batch: Sequence[Prompt], epoch: int) -> None:
+        """Draw and score the samples of all prompts of a step; an update that repeats the step keeps them."""
+        name = f"{seed_of(self.seed, epoch)}:{together(batch)}"
+        if name == self.name or self.objective.feedback == "Pathwise":
+            self.name = name
+            return
+        parts = [batch[i : i + self.at_once] for i in range(0, len(batch), self.at_once)]
+        drawn = [draw(self.policy, part, self.online, self.tools, self.seed, epoch) for part in parts]
+        if "advantage" in self.objective.spec.needs:
+            whole = outcomes(torch.cat([samples.reward for samples in drawn]))
+            advantage = self.advantage.function(whole, **self.advantages).detach()
+            for samples, values in zip(drawn, advantage.split(list(map(len, parts))), strict=True):
+                samples.advantage = values
+        self.held, self.name = dict(zip(map(together, parts), drawn, strict=True)), name
+
+    def loss(self, batch: Sequence[Prompt], epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Losses `[b]` and statistics `[b]`, means over the samples of each prompt."""
+        if self.objective.feedback == "Pathwise":
+            sampling = pathwise(self.policy, batch, self.online, self.seed, epoch, self.name)
+            losses, stats = self.objective.function(sampling, **self.chosen)
+            return by_prompt(losses, stats, len(batch))
+        samples = self.held[together(batch)]
+        steps = priced(self.policy, self.reference, samples, self.objective.spec.needs)
+        groups = grouped(steps, samples.reward, samples.advantage)
+        losses, stats = self.objective.function(groups, **self.chosen)
+        reward = {"reward": groups.reward.mean(-1), "reward_std": groups.reward.std(-1)}
+        return by_prompt(losses, {**stats, **reward}, len(batch))
+
+
+def seed_of(seed: int, epoch: int) -> int:
+    """The seed of an epoch's samples: they differ from those of other epochs, and of the stages before."""
+    return seed + 1_000_003 * (epoch + 1)
+
+
+def together(prompts: Sequence[Prompt]) -> str:
+    """A name of these prompts."""
+    return ",".join(prompt.id for prompt in prompts)
+
+
 def draw(policy: Policy, prompts: Sequence[Prompt], online: Online, tools: Tools, seed: int, epoch: int) -> Samples:
     """K samples of each prompt with their scores; another epoch draws others."""
-    drawn = policy.sample(prompts, online.num_generations, seed=seed + 1_000_003 * (epoch + 1), **online.sampler)
+    drawn = policy.sample(prompts, online.num_generations, seed=seed_of(seed, epoch), **online.sampler)
     scored = labelling.score(online, labelling.align(list(prompts), drawn), drawn, tools)
     reward = torch.tensor([0.0 if c.score is None else c.score for c in scored], device=policy.device)
     by_id = {prompt.id: prompt for prompt in prompts}
@@ -156,10 +215,17 @@ def priced(policy: Policy, reference: Policy | None, samples: Samples, needs: tu
     return replace(steps, old=samples.old)
 
 
-def grouped(steps: Steps, reward: Tensor) -> Groups:
+def grouped(steps: Steps, reward: Tensor, advantage: Tensor | None = None) -> Groups:
     """Rows `[g*k,...]` as groups `[g,k,...]`."""
     split = {name: value.unflatten(0, reward.shape) for name, value in vars(steps).items() if value is not None}
-    return Groups(Steps(**split), reward=reward, valid=torch.ones_like(reward, dtype=torch.bool))
+    valid = torch.ones_like(reward, dtype=torch.bool)
+    return Groups(Steps(**split), reward=reward, valid=valid, advantage=advantage)
+
+
+def outcomes(reward: Tensor) -> Groups:
+    """Rewards `[g,k]` of finished samples as groups, each sample one step: what an advantage is made of."""
+    flat = reward.flatten()[:, None]
+    return grouped(Steps(torch.zeros_like(flat), torch.ones_like(flat, dtype=torch.bool)), reward)
 
 
 def by_prompt(losses: Tensor, stats: dict[str, Tensor], count: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -170,14 +236,15 @@ def by_prompt(losses: Tensor, stats: dict[str, Tensor], count: int) -> tuple[Ten
     )
 
 
-def pathwise(policy: Policy, prompts: Sequence[Prompt], online: Online, seed: int, epoch: int) -> Pathwise:
-    """Sampling and scoring as functions that a gradient goes through."""
+def pathwise(policy: Policy, prompts: Sequence[Prompt], online: Online, seed: int, epoch: int, name: str) -> Pathwise:
+    """Sampling and scoring as functions that a gradient goes through; `name` is the step's."""
     k = online.num_generations
     asked = [prompt for prompt in prompts for _ in range(k)]
-    named = seed + 1_000_003 * (epoch + 1)
 
     def sample(grad_steps: int) -> Tensor:
-        return policy.differentiable_sample(prompts, k=k, seed=named, grad_steps=grad_steps)  # type: ignore[attr-defined]
+        return policy.differentiable_sample(  # type: ignore[attr-defined]
+            prompts, k=k, seed=seed_of(seed, epoch), grad_steps=grad_steps
+        )
 
     def reward(images: Tensor) -> Tensor:
         seats = [seat for seat in panel.seats(online, "reward", where="params.yaml optimize.online") if seat.weight]
@@ -191,5 +258,4 @@ def pathwise(policy: Policy, prompts: Sequence[Prompt], online: Online, seed: in
             total = total + seat.weight * (value if seat.part.spec.higher else 1 - value)
         return total / sum(seat.weight for seat in seats)
 
-    name = f"{named}:{','.join(prompt.id for prompt in prompts)}"
     return Pathwise(sample, reward, steps=policy.steps, name=name)  # type: ignore[attr-defined]

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from stages import files, labelling, panel
 from stages.errors import UserError
+from stages.online import check_sampler
 from stages.panel import Panel, Tools
 from stages.records import Candidate, Prompt
 
@@ -103,6 +104,7 @@ def check(settings: Watch | None, family: str, *, where: str) -> None:
         raise UserError("watching asks rewards only", where=f"{where}.judges", mend="name rewards")
     if settings is not None:
         panel.check(settings, where=where, family=family)
+        check_sampler(settings.sampler, family, where=f"{where}.sampler")
 
 
 def paired(before: Sequence[float], after: Sequence[float]) -> tuple[float, float]:
