@@ -84,6 +84,8 @@ def learn(
     """
     objective, chosen = settings.objective.part("objective", "optimize.objective")
     wanted = feed.examples(objective, labelled, where="params.yaml optimize.objective.name")
+    if policy.seeded and "reference" in objective.spec.needs:
+        cache.of(feed.items(wanted[0], settings.num_train_epochs - 1)[0])  # the last epoch's draw is there
     mismatches = feed.mismatched(wanted) if "mismatch" in objective.spec.needs else {}
     if mismatches:
         kept = scratch / "mismatch.safetensors"
