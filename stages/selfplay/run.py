@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -16,7 +16,8 @@ from stages.feed import Cache
 from stages.learn import Optimize
 from stages.panel import Panel, Tools
 from stages.policies import family
-from stages.records import Candidate, Prompt
+from stages.preferences import Preference
+from stages.records import Candidate, Pair, Prompt
 from stages.selfplay.gate import Gate, decide
 
 PROMPTS, MODEL, ENCODER = Path("data/prepare/train.jsonl"), Path("data/prepare/model"), Path("data/prepare/encoder")
@@ -29,6 +30,8 @@ class Round(Config):
 
     previous: str  # folder of the policy that the round starts from
     skip: Annotated[int, Field(ge=0)] = 0  # training prompts before the round's own
+    winners: Literal["labelled", "given"] = "labelled"  # given: what came with a prompt wins, and nobody labels (SPIN)
+    reference: Literal["previous", "opponent"] = "previous"  # whom the round stays close to
 
 
 class Selfplay(Panel):
@@ -69,7 +72,11 @@ def check(name: str, config: Settings) -> None:
         raise UserError(
             f"no round is called '{name}'", where=f"{WHERE}.rounds", mend=nearest(name, list(config.selfplay.rounds))
         )
-    learn.check(config.optimize.objective, config.run, where="optimize.objective")
+    objective = learn.check(config.optimize.objective, config.run, where="optimize.objective")
+    for setting, value, need in (("winners", "given", "scores"), ("reference", "opponent", "mismatch")):
+        if getattr(config.selfplay.rounds[name], setting) == value and need in objective.spec.needs:
+            what = f"'{value}' leaves objective '{objective.name}' without the {need} that it needs"
+            raise UserError(what, where=f"{WHERE}.rounds.{name}.{setting}", mend="drop the setting")
     panel.check(config.selfplay, where=WHERE, family=config.run.family)
     for kind in ("sampler", "opponent", "pairing"):
         part, _ = getattr(config.selfplay, kind).part(kind, f"selfplay.{kind}")
@@ -94,14 +101,11 @@ def run(name: str, job: Job[Settings]) -> dict[str, float]:
     config = job.config.selfplay
     previous = family.passed(Path(config.rounds[name].previous))
     prompts = chosen_prompts(config, name)
-    sampled = sample(job, prompts, previous)
-    scored, made = preferences.make(
-        config, config.pairing, prompts, sampled, tools(job), seed=job.config.run.seed, where="selfplay"
-    )
+    scored, made = labelled(job, prompts, sample(job, prompts, previous), winners=config.rounds[name].winners)
     records.write(job.out / "candidates.jsonl", scored)
     records.write(job.out / "preferences.jsonl", made)
     optimize = job.config.optimize
-    cache = reference(job, previous, made)
+    cache = reference(job, previous if config.rounds[name].reference == "previous" else rival(config, previous), made)
     policy = family.to_train(job.config.run, previous, lora_r=optimize.lora_r)
     summary = learn.learn(
         policy,
@@ -138,13 +142,18 @@ def chosen_prompts(config: Selfplay, name: str) -> list[Prompt]:
 def sample(job: Job[Settings], prompts: list[Prompt], previous: Path) -> list[Candidate]:
     """Candidates of the policy, and of its opponent where that is another one."""
     config = job.config.selfplay
-    opponent, options = config.opponent.part("opponent", "selfplay.opponent")
-    other = opponent.function(family.ancestors(previous), **options)
-    drawn = []
+    other, drawn = rival(config, previous), []
     for folder, mark in [(previous, "")] + ([(other, "o")] if other != previous else []):
         drawn += [_marked(c, mark) for c in draw_from(folder, job, prompts, config.candidates, f"chunks{mark}")]
     order = {prompt.id: i for i, prompt in enumerate(prompts)}
     return sorted(drawn, key=lambda c: order[c.prompt])
+
+
+def rival(config: Selfplay, previous: Path) -> Path:
+    """The policy that the opponent part chooses out of those that led to this one."""
+    opponent, options = config.opponent.part("opponent", "selfplay.opponent")
+    chosen: Path = opponent.function(family.ancestors(previous), **options)
+    return chosen
 
 
 def draw_from(folder: Path, job: Job[Settings], prompts: list[Prompt], k: int, chunks: str) -> list[Candidate]:
@@ -153,6 +162,44 @@ def draw_from(folder: Path, job: Job[Settings], prompts: list[Prompt], k: int, c
     sampler, settings = job.config.selfplay.sampler.part("sampler", "selfplay.sampler")
     draw = partial(sampler.function, family.load(run, folder), k=k, seed=run.seed, **settings)
     return rollout.sample(draw, prompts, k, job.scratch / chunks, label=f"generate from {folder}")
+
+
+def labelled(
+    job: Job[Settings], prompts: list[Prompt], sampled: list[Candidate], *, winners: str
+) -> tuple[list[Candidate], list[Preference]]:
+    """The samples with their scores, and the preferences that the round learns from."""
+    config, helpers = job.config.selfplay, tools(job)
+    if winners == "labelled":
+        return preferences.make(
+            config, config.pairing, prompts, sampled, helpers, seed=job.config.run.seed, where="selfplay"
+        )
+    scored = labelling.score(config, labelling.align(prompts, sampled), sampled, helpers)
+    made: list[Preference] = [pair for prompt in prompts for pair in given_first(prompt, scored)]
+    return scored, made
+
+
+def given_first(prompt: Prompt, sampled: list[Candidate]) -> list[Pair]:
+    """The best answer that came with a prompt over each of the opponent's, the policy's own where it plays itself.
+
+    Raises:
+        UserError: the prompt came with no answer.
+    """
+    if not prompt.given:
+        mend = "give it one, or learn from labels: winners: labelled"
+        raise UserError("came with no answer", where=f"prompt {prompt.id}", mend=mend)
+    winner = max(prompt.given, key=lambda completion: completion.score or 0.0)
+    own = [c for c in sampled if c.prompt == prompt.id]
+    losers = [c for c in own if is_opponent(c)] or own
+    return [
+        Pair(
+            id=f"{prompt.id}/given-{loser.id.rpartition('/')[2]}",
+            messages=prompt.messages,
+            chosen=winner,
+            rejected=labelling.completion(loser),
+        )
+        for loser in losers
+        if not loser.blank and loser.content != (winner.image or winner.text)
+    ]
 
 
 def tools(job: Job[Settings]) -> Tools:
@@ -183,11 +230,11 @@ def judge(job: Job[Settings], prompts: list[Prompt], before: list[Candidate]) ->
     return verdict
 
 
-def reference(job: Job[Settings], previous: Path, made: list[preferences.Preference]) -> Cache:
-    """Log-probs of the round's answers under the policy it starts from, once, kept in scratch."""
+def reference(job: Job[Settings], folder: Path, made: list[Preference]) -> Cache:
+    """Log-probs of the round's answers under the policy that it stays close to, once, kept in scratch."""
     kept = job.scratch / "reference.safetensors"
     if not kept.exists():
-        policy = family.load(job.config.run, previous)
+        policy = family.load(job.config.run, folder)
         draws = range(job.config.optimize.num_train_epochs if policy.seeded else 1)
         wanted = [item for example in made for draw in draws for item in feed.items(example, draw)]
         feed.reference(policy, wanted).save(kept, {})
