@@ -48,7 +48,7 @@ def load(name: str) -> Node:
         raise UserError(f"no recipe is called '{name}'", where="flows/recipes", mend=nearest(name, names()))
     node = read(found[0])
     base = node.pop("extends", None)
-    return node if base is None else apply(load(base), node)
+    return node if base is None else apply(load(base), node, keep_nulls=True)
 
 
 def read(path: Path) -> Node:
@@ -87,8 +87,10 @@ def _merges(old: Any, new: Any) -> bool:
     return isinstance(old, dict) and isinstance(new, dict) and "name" not in new
 
 
-def apply(params: Node, overlay: Node) -> Node:
+def apply(params: Node, overlay: Node, *, keep_nulls: bool = False) -> Node:
     """The params with an overlay laid over them, as new objects.
+
+    A null takes its key out. Between two overlays it is kept, for the params that both will be laid over.
 
     >>> apply({"a": {"part": {"name": "x", "k": 1}, "n": 2}}, {"a": {"part": {"name": "y"}}})
     {'a': {'part': {'name': 'y'}, 'n': 2}}
@@ -97,10 +99,12 @@ def apply(params: Node, overlay: Node) -> Node:
     """
     result = copy.deepcopy(params)
     for key, new in overlay.items():
-        if new is None:
+        if new is None and not keep_nulls:
             result.pop(key, None)
-            continue
-        result[key] = apply(result[key], new) if _merges(result.get(key), new) else copy.deepcopy(new)
+        elif _merges(result.get(key), new):
+            result[key] = apply(result[key], new, keep_nulls=keep_nulls)
+        else:
+            result[key] = copy.deepcopy(new)
     return result
 
 

@@ -1,5 +1,6 @@
 """Recipes: overlays, and the `-S` arguments that make DVC lay the same overlay."""
 
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -7,7 +8,10 @@ from pathlib import Path
 import pytest
 
 from flows import dvc, recipes
+from stages import parts
+from stages.config import Run
 from stages.errors import UserError
+from stages.policies import family
 from tests.flows import project
 
 PARAMS = {
@@ -102,3 +106,38 @@ def test_settings_read_exponents_as_numbers() -> None:
 
 def test_stages_are_in_the_order_of_the_graph(folder: Path) -> None:
     assert dvc.stages(folder) == ["prepare", "optimize", "selfplay@r1", "evaluate"]
+
+
+def test_what_a_recipe_takes_out_stays_out_under_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A null of either overlay reaches the params: laying one over the other must not use it up."""
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text/base.yaml").write_text("rewards: {length: null, exact: {weight: 2}}\n")
+    (tmp_path / "text/paper.yaml").write_text("extends: base\nrewards: {exact: null}\nrounds: {r1: null}\n")
+    monkeypatch.setattr(recipes, "HERE", tmp_path)
+    params = {"rewards": {"length": {}, "exact": {}, "format": {}}, "rounds": {"r1": {}, "r2": {}}}
+    assert recipes.apply(params, recipes.load("paper")) == {"rewards": {"format": {}}, "rounds": {"r2": {}}}
+
+
+IMAGE = sorted(file.stem for file in (recipes.HERE / "image").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", IMAGE)
+def test_an_image_recipe_names_its_paper_and_its_command(name: str) -> None:
+    paper, command, *_ = (recipes.HERE / "image" / f"{name}.yaml").read_text().splitlines()
+    assert re.search(r"arXiv \d{4}\.\d{5}", paper) or paper.startswith("# No paper: ")
+    assert command == f"# python -m flows.align --recipe {name}"
+
+
+@pytest.mark.parametrize("name", IMAGE)
+def test_an_image_recipe_hangs_together(name: str) -> None:
+    """What no stage can check alone: draws enough for the epochs, a family setting that exists, rounds offline only."""
+    params = recipes.apply(recipes.read(recipes.HERE.parents[1] / "params.yaml"), recipes.load(name))
+    optimize = params["optimize"]
+    family.settings(Run(**params["run"]))
+    if "online" in optimize:
+        assert not params["selfplay"]["rounds"]
+        assert parts.find("objective", optimize["objective"]["name"]).spec.online
+    else:
+        assert params["reference"]["draws"] >= optimize["num_train_epochs"]
+    final = params["evaluate"]["policy"].removeprefix("data/selfplay/")
+    assert final == "data/optimize" or final == list(params["selfplay"]["rounds"])[-1]
