@@ -4,6 +4,9 @@
     FOLDER/00000/samples/0000.png
     FOLDER/00000/grid.png          all samples, for the eye
 
+    python -m stages.evaluate.geneval FOLDER                            score what lies there
+    python -m stages.evaluate.geneval FOLDER --policy data/optimize     let a policy draw it first
+
 GenEval's rule: every entry of `include` is there at least `count` times, in its `color`, at its `position` (relation,
 index of an earlier entry); no entry of `exclude` is there `count` times. Scenes want exactly what they name, so
 `exclude` lists every shape at one more than is wanted, and both rules agree.
@@ -13,18 +16,31 @@ Source: Ghosh et al., GenEval, NeurIPS 2023, arXiv 2310.11513.
 
 import base64
 import json
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any
 
-from stages import images
+import typer
+
+from stages import config, entry, images, records, rollout
 from stages.errors import UserError
+from stages.policies import family
 from stages.records import Candidate, Prompt
 from stages.scenes.look import verify
 from stages.scenes.words import SHAPES, scene
 
 ROW = 4  # pictures in a row of grid.png
+TEST = Path("data/prepare/test.jsonl")
+
+
+class Settings(config.Config):
+    """What the command reads of params.yaml, where a policy draws."""
+
+    run: config.Run = config.Run()
 
 
 def metadata(prompt: Prompt) -> dict[str, Any]:
@@ -107,7 +123,7 @@ def score(folder: Path) -> list[dict[str, Any]]:
     """One row of results.jsonl for each picture of a folder of scenes, in GenEval's fields and in the folders' order.
 
     Raises:
-        UserError: no such folder, a folder without metadata, or metadata of something else than scenes.
+        UserError: no such folder, a folder without metadata or pictures, or metadata of something else than scenes.
     """
     homes = sorted(home for home in folder.glob("*") if home.is_dir() and home.name.isdigit())
     if not homes:
@@ -124,8 +140,11 @@ def _score_prompt(home: Path) -> list[dict[str, Any]]:
         what = f"not GenEval's metadata: {type(error).__name__} {error}"
         raise UserError(what, where=str(file), mend="one JSON object with tag, include and prompt") from None
     wanted = checks(line, where=str(file))
+    pictures = sorted(file for file in (home / "samples").glob("*.png") if file.stem.isdigit())
+    if not pictures:
+        raise UserError("no pictures", where=str(home / "samples"), mend="draw at least one: 0000.png")
     rows = []
-    for picture in sorted(file for file in (home / "samples").glob("*.png") if file.stem.isdigit()):
+    for picture in pictures:
         verdict = verify(images.decode(base64.b64encode(picture.read_bytes()).decode("ascii")), wanted)
         boxes: dict[str, list[list[float]]] = defaultdict(list)
         for one in verdict["found"]:
@@ -169,3 +188,42 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
         "images": sum(row["correct"] for row in rows) / len(rows),
         "prompts": sum(map(any, prompts.values())) / len(prompts),
     }
+
+
+def draw(folder: Path, policy: Path, prompts: Path, samples: int) -> None:
+    """Let a policy draw samples of each prompt and lay them out; `run` of params.yaml says how it draws.
+
+    Raises:
+        UserError: no such policy or prompts, or prompts that are no scenes.
+    """
+    run = config.load(Settings).run
+    asked = records.read(prompts, Prompt)
+    for prompt in asked:
+        metadata(prompt)  # refused before the sampling
+    sample = partial(family.load(run, policy).sample, k=samples, seed=run.seed)
+    with TemporaryDirectory() as scratch:
+        write(folder, asked, rollout.sample(sample, asked, samples, Path(scratch), label=f"draw from {policy}"))
+
+
+def main(
+    folder: Annotated[Path, typer.Argument(help="Holds 00000/, 00001/, ...; results.jsonl is written to it.")],
+    policy: Annotated[Path | None, typer.Option(help="Folder of a policy that draws the pictures first.")] = None,
+    prompts: Annotated[Path, typer.Option(help="What it is asked for, scenes.")] = TEST,
+    samples: Annotated[int, typer.Option(min=1, help="Pictures of each prompt.")] = 4,
+) -> None:
+    """Score a folder of pictures of scenes, after a policy has drawn them where one is named."""
+    entry.quiet_libraries()
+    try:
+        if policy is not None:
+            draw(folder, policy, prompts, samples)
+        rows = score(folder)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(2) from None
+    save(rows, folder / "results.jsonl")
+    for name, share in summary(rows).items():
+        print(f"{name}\t{share:.6g}")
+
+
+if __name__ == "__main__":
+    typer.run(main)

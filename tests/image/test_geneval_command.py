@@ -1,0 +1,73 @@
+"""GenEval's command, as a user runs it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from stages import images, records
+from stages.evaluate import geneval
+from stages.policies.image import tiny
+from stages.prepare.worlds import world
+from stages.records import Candidate
+from stages.scenes.draw import render
+from stages.scenes.words import KINDS, scene
+
+ROOT = Path(__file__).resolve().parents[2]
+PROMPTS = world("scenes", 1, 6, 0)[1]
+
+
+def command(folder: Path, *words: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "stages.evaluate.geneval", *words],
+        cwd=folder,
+        env={"PYTHONPATH": str(ROOT), "PATH": "", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_it_scores_a_folder_and_prints_the_summary(tmp_path):
+    shown = [Candidate(id=f"{p.id}/0", prompt=p.id, image=images.encode(render(scene(p.checks), 0))) for p in PROMPTS]
+    geneval.write(tmp_path / "images", PROMPTS, shown)
+    done = command(tmp_path, "images")
+    assert done.returncode == 0, done.stderr
+    told = dict(line.split("\t") for line in done.stdout.splitlines())
+    assert told == dict.fromkeys([*sorted(KINDS, key=list(told).index), "overall", "images", "prompts"], "1")
+    assert len((tmp_path / "images/results.jsonl").read_text().splitlines()) == len(PROMPTS)
+
+
+def test_a_policy_draws_first(tmp_path):
+    (tmp_path / "params.yaml").write_text("run: {family: image, device: cpu, policy: {steps: 2, patch: 4}}\n")
+    tiny.pipeline(tmp_path / "policy", channels=48)
+    records.write(tmp_path / "prompts.jsonl", PROMPTS)
+    done = command(tmp_path, "images", "--policy", "policy", "--prompts", "prompts.jsonl", "--samples", "2")
+    assert done.returncode == 0, done.stderr
+    assert float(dict(line.split("\t") for line in done.stdout.splitlines())["overall"]) < 0.5  # it was never trained
+    assert len(list((tmp_path / "images").glob("*/samples/*.png"))) == 2 * len(PROMPTS)
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        (["nowhere"], "no numbered folders"),
+        (["images", "--policy", "policy", "--prompts", "nowhere.jsonl"], "no such file"),
+    ],
+)
+def test_a_mistake_is_one_line(tmp_path, words, what):
+    (tmp_path / "params.yaml").write_text("run: {family: image}\n")
+    done = command(tmp_path, *words)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert what in done.stderr
+
+
+def test_a_folder_without_pictures_is_refused(tmp_path):
+    shown = [
+        Candidate(id=f"{p.id}/0", prompt=p.id, image=images.encode(render(scene(p.checks), 0))) for p in PROMPTS[:1]
+    ]
+    geneval.write(tmp_path, PROMPTS[:1], shown)
+    (tmp_path / "00000/samples/0000.png").unlink()
+    done = command(tmp_path, ".")
+    assert done.returncode == 2
+    assert "no pictures" in done.stderr
