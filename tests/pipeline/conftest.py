@@ -38,7 +38,7 @@ def command(folder: Path, *words: str, **more: str) -> subprocess.CompletedProce
     )
 
 
-def copy_code(folder: Path) -> None:
+def copy_code(folder: Path, recipe: str = "tiny") -> None:
     """The repository's code and a params.yaml for tiny models, under git and DVC."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in TOP:
@@ -47,7 +47,7 @@ def copy_code(folder: Path) -> None:
             shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy2(source, folder / name)
-    recipes.write(folder / "params.yaml", recipes.apply(recipes.read(ROOT / "params.yaml"), recipes.load("tiny")))
+    recipes.write(folder / "params.yaml", recipes.apply(recipes.read(ROOT / "params.yaml"), recipes.load(recipe)))
     subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
     assert command(folder, "dvc", "init", "-q").returncode == 0
 
@@ -67,4 +67,22 @@ def workspace(finished: Path, tmp_path: Path) -> Path:
     """A copy of the finished workspace, to change at will."""
     folder = tmp_path / "project"
     shutil.copytree(finished, folder, symlinks=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished_image(tmp_path_factory) -> Path:
+    """A workspace in which `dvc repro` has run once on images."""
+    folder = tmp_path_factory.mktemp("images") / "project"
+    copy_code(folder, "tiny_image")
+    done = command(folder, "dvc", "repro")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return folder
+
+
+@pytest.fixture
+def image_workspace(finished_image: Path, tmp_path: Path) -> Path:
+    """A copy of the finished image workspace, to change at will."""
+    folder = tmp_path / "project"
+    shutil.copytree(finished_image, folder, symlinks=True)
     return folder
