@@ -141,3 +141,45 @@ def test_an_image_recipe_hangs_together(name: str) -> None:
         assert params["reference"]["draws"] >= optimize["num_train_epochs"]
     final = params["evaluate"]["policy"].removeprefix("data/selfplay/")
     assert final == "data/optimize" or final == list(params["selfplay"]["rounds"])[-1]
+
+
+def laid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **files: str) -> None:
+    """Recipes of a family `image` in a folder of their own."""
+    (tmp_path / "image").mkdir()
+    for name, text in files.items():
+        (tmp_path / f"image/{name}.yaml").write_text(text)
+    monkeypatch.setattr(recipes, "HERE", tmp_path)
+
+
+def test_a_recipe_extends_one_that_extends_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    laid(
+        tmp_path,
+        monkeypatch,
+        bed="run: {seed: 1, steps: 10}\noptimize: {objective: {name: dpo, beta: 1000.0}, rate: 1e-4}\n",
+        paper="extends: bed\noptimize: {objective: {name: ddpo, clip: 1e-2}}\n",
+        mine="extends: image/paper\nrun: {seed: 2}\noptimize: {rate: 3e-4}\n",
+    )
+    assert recipes.load("paper")["optimize"] == {"objective": {"name": "ddpo", "clip": 0.01}, "rate": 1e-4}
+    wanted = {"run": {"seed": 2, "steps": 10}, "optimize": {"objective": {"name": "ddpo", "clip": 0.01}, "rate": 3e-4}}
+    assert recipes.load("mine") == wanted, "and `extends` is no node of params.yaml"
+
+
+def test_a_recipe_extends_one_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    laid(tmp_path, monkeypatch, digits="run: {seed: 1}\n", paper="extends: digit\nrun: {seed: 2}\n")
+    with pytest.raises(UserError, match="no recipe is called 'digit'; did you mean 'digits'"):
+        recipes.load("paper")
+
+
+def test_an_extending_recipe_is_the_same_by_dvc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The `-S` arguments of the two overlays together turn params.yaml into what both laid one by one give."""
+    from dvc.utils.hydra import apply_overrides
+
+    bed = {"optimize": {"objective": {"name": "simpo", "gamma": 2.0}, "tags": None}}
+    over = {"run": {"seed": 3}, "optimize": {"plain": {"q": None, "r": 1}}}
+    laid(tmp_path, monkeypatch)
+    recipes.write(tmp_path / "image/bed.yaml", bed)
+    recipes.write(tmp_path / "image/mine.yaml", {"extends": "bed", **over})
+    file = tmp_path / "params.yaml"
+    recipes.write(file, PARAMS)
+    apply_overrides(file, recipes.overrides(PARAMS, recipes.load("mine")))
+    assert recipes.read(file) == recipes.apply(recipes.apply(PARAMS, bed), over)
