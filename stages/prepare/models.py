@@ -47,7 +47,12 @@ BUILT: dict[str, Callable[[Path], None]] = {
     "digits-unet": partial(image.pipeline, blocks=(32, 64), prediction_type="v_prediction"),
     "digits-flow": partial(image.pipeline, blocks=(32, 64), prediction_type="flow"),
     "scenes-unet": partial(  # 32 x 32 in colour as 8 x 8 blocks of 4 x 4 pixels: run.policy.patch is 4
-        image.pipeline, channels=48, blocks=(64, 96), width=64, prediction_type="v_prediction"
+        # it predicts the clean image: 64 channels cannot carry the noise of 48
+        image.pipeline,
+        channels=48,
+        blocks=(64, 96),
+        width=64,
+        prediction_type="sample",
     ),
 }
 

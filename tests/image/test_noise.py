@@ -11,7 +11,7 @@ from stages.errors import UserError
 from stages.policies.image import noise, seeds
 from stages.policies.image.schedule import Schedule
 
-PREDICTIONS = ("epsilon", "v_prediction")
+PREDICTIONS = ("epsilon", "v_prediction", "sample")
 SHAPE = (2, 3, 3)
 
 
@@ -51,7 +51,7 @@ def test_noising_and_target_are_the_schedulers(prediction):
     ab = made.alphas_cumprod[t].view(5, 1, 1, 1)
     at = (ab.sqrt(), (1 - ab).sqrt())
     torch.testing.assert_close(noise.corrupt(x0, z, at), made.add_noise(x0, z, t))
-    wanted = z if prediction == "epsilon" else made.get_velocity(x0, z, t)
+    wanted = {"epsilon": z, "sample": x0}.get(prediction, made.get_velocity(x0, z, t))
     torch.testing.assert_close(noise.target(x0, z, at, prediction), wanted)
 
 
@@ -274,4 +274,4 @@ def test_a_shifted_grid_keeps_its_ends():
 
 def test_a_model_that_predicts_something_else_is_refused():
     with pytest.raises(UserError, match="prediction_type 'sample' is not supported"):
-        schedule("sample")
+        schedule("score")

@@ -137,8 +137,8 @@ def test_a_block_is_the_pixels_of_one_place():
     pixels = torch.zeros(1, 4, 4)
     pixels[0, 2:, :2] = torch.tensor([[0.2, 0.4], [0.6, 0.8]])  # lower left
     coded = codec._latents(pixels[None])[0]
-    torch.testing.assert_close(coded[:, 1, 0], torch.tensor([0.2, 0.4, 0.6, 0.8]))
-    assert float(coded.sum()) == pytest.approx(2.0)
+    torch.testing.assert_close(coded[:, 1, 0], torch.tensor([0.1, 0.2, 0.3, 0.4]))  # scaled by 1/2
+    assert float(coded.sum()) == pytest.approx(1.0)
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,8 @@ class Codec:
     """Between pixels in [-1, 1] and latents.
 
     Without an autoencoder they are the same, or blocks of `patch x patch` pixels become channels (pixel_unshuffle): a
-    denoiser of a quarter of the side costs a sixteenth, and nothing is lost.
+    denoiser of a quarter of the side costs a sixteenth, and nothing is lost. Blocks are scaled by 1 / patch: the mean of
+    a block is then as noisy as a pixel would be, so that what a picture shows is decided over all noise levels.
     """
 
     def __init__(
@@ -35,7 +36,7 @@ class Codec:
     ) -> None:
         """`shape` is that of the latents `[c,h,w]`."""
         self.vae, self.shape, self.dtype, self.device = vae, shape, dtype, device
-        self.channels, self.factor, self.scale, self.shift = shape[0] // patch**2, patch, 1.0, 0.0
+        self.channels, self.factor, self.scale, self.shift = shape[0] // patch**2, patch, 1.0 / patch, 0.0
         if vae is not None:
             vae.requires_grad_(False).eval()
             self.channels = int(vae.config.in_channels)
@@ -60,7 +61,7 @@ class Codec:
 
     def _latents(self, pixels: Tensor) -> Tensor:
         if self.vae is None:
-            return F.pixel_unshuffle(pixels, self.factor)
+            return F.pixel_unshuffle(pixels, self.factor) * self.scale
         coded = self.vae.encode(pixels.to(self.vae.dtype))
         latents = coded.latent_dist.mode() if hasattr(coded, "latent_dist") else coded.latents
         return (latents.to(self.dtype) - self.shift) * self.scale
@@ -68,5 +69,5 @@ class Codec:
     def decode(self, latents: Tensor) -> Tensor:
         """Pixels `[n,c,h,w]` of latents, differentiable, not clamped."""
         if self.vae is None:
-            return F.pixel_shuffle(latents, self.factor)
+            return F.pixel_shuffle(latents / self.scale, self.factor)
         return self.vae.decode((latents / self.scale + self.shift).to(self.vae.dtype)).sample.to(self.dtype)

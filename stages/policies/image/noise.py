@@ -1,4 +1,4 @@
-"""Arithmetic of noising and denoising, for diffusion (`epsilon`, `v_prediction`) and rectified flow (`flow`).
+"""Arithmetic of noising and denoising, for diffusion (`epsilon`, `v_prediction`, `sample`) and rectified flow (`flow`).
 
 A noise level is a pair (signal, sigma): a noisy image is `signal * x0 + sigma * noise`. Diffusion has
 `signal = sqrt(ab)`, `sigma = sqrt(1 - ab)` with `ab` the cumulative product of 1 - beta; flow has `signal = 1 - s`,
@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor
 
-PREDICTIONS = ("epsilon", "v_prediction", "flow")
+PREDICTIONS = ("epsilon", "v_prediction", "sample", "flow")
 Level = tuple[Tensor, Tensor]  # (signal, sigma)
 
 
@@ -37,6 +37,8 @@ def target(x0: Tensor, noise: Tensor, level: Level, prediction: str) -> Tensor:
     signal, sigma = level
     if prediction == "epsilon":
         return noise
+    if prediction == "sample":
+        return x0
     return signal * noise - sigma * x0 if prediction == "v_prediction" else noise - x0
 
 
@@ -45,6 +47,8 @@ def clean(x: Tensor, out: Tensor, level: Level, prediction: str) -> Tensor:
     signal, sigma = level
     if prediction == "epsilon":
         return (x - sigma * out) / signal
+    if prediction == "sample":
+        return out
     return signal * x - sigma * out if prediction == "v_prediction" else x - sigma * out
 
 
@@ -53,6 +57,8 @@ def residual(x: Tensor, out: Tensor, level: Level, prediction: str) -> Tensor:
     signal, sigma = level
     if prediction == "epsilon":
         return out
+    if prediction == "sample":
+        return (x - signal * out) / sigma
     return sigma * x + signal * out if prediction == "v_prediction" else x + signal * out
 
 

@@ -45,7 +45,7 @@ class Schedule:
         """Read a diffusers scheduler.
 
         Raises:
-            UserError: the model predicts something else than noise, v or velocity.
+            UserError: the model predicts something else than noise, v, the clean image or velocity.
         """
         self.dtype, self.device = dtype, device
         config = scheduler.config
@@ -53,7 +53,7 @@ class Schedule:
         self.flow = type(scheduler).__name__.startswith("FlowMatch") or said == "flow_prediction"
         self.prediction = "flow" if self.flow else said
         if self.prediction not in arithmetic.PREDICTIONS:
-            mend = "use a model that predicts epsilon, v_prediction or flow"
+            mend = "use a model that predicts epsilon, v_prediction, sample or flow"
             raise UserError(f"prediction_type {said!r} is not supported", where=type(scheduler).__name__, mend=mend)
         self.trained = int(config.get("num_train_timesteps", 1000))
         self.shift = float(config.get("shift") or config.get("flow_shift") or 1.0) if self.flow else 1.0

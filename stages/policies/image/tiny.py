@@ -45,7 +45,7 @@ def pipeline(
     width: int = 32,
     layers: int = 1,
     words: Sequence[str] = WORDS,
-    prediction_type: Literal["epsilon", "v_prediction", "flow"] = "epsilon",
+    prediction_type: Literal["epsilon", "v_prediction", "sample", "flow"] = "epsilon",
     vae: Any = None,
     seed: int = 0,
 ) -> None:
