@@ -273,5 +273,5 @@ def test_a_shifted_grid_keeps_its_ends():
 
 
 def test_a_model_that_predicts_something_else_is_refused():
-    with pytest.raises(UserError, match="prediction_type 'sample' is not supported"):
+    with pytest.raises(UserError, match="prediction_type 'score' is not supported"):
         schedule("score")
