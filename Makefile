@@ -9,7 +9,7 @@ PORT_MLFLOW ?= 5000
 PORT_PREFECT ?= 4200
 
 .DEFAULT_GOAL := help
-.PHONY: help install repro test check fast ui parts pins clean
+.PHONY: help install repro test claims check fast ui parts pins clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -29,6 +29,10 @@ repro: install  ## run the pipeline on the embedded default: prompts in, aligned
 
 test: install  ## all tests, under ten minutes on two cores
 	$(PY) -m pytest -n 2 --dist loadgroup
+
+claims: install  ## what the papers' methods are claimed to do, measured on real digits: 15 minutes on one core
+	OMP_NUM_THREADS=1 TQDM_DISABLE=1 $(PY) -m pytest -m claims tests/claims -s
+	$(PY) -m stages.parts > /dev/null
 
 check: install  ## lint, types, fast tests
 	ruff check .
