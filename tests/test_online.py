@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from stages import loop, online, parts, preferences
+from stages import images, loop, online, parts, preferences
 from stages.config import Choice, Run
 from stages.errors import UserError
 from stages.learn import Optimize
@@ -100,6 +100,27 @@ def test_an_update_that_repeats_keeps_its_samples_and_another_epoch_draws_others
     assert pictures(updates) == first
     updates.begin(PROMPTS, 1)
     assert all(pictures(updates)[name] != picture for name, picture in first.items())
+
+
+def test_samples_are_scored_by_what_they_show_and_those_of_a_prompt_share_their_draw():
+    updates = begun(image_policy(), configured())
+    draws = {}
+    for epoch in (0, 1):
+        updates.begin(PROMPTS, epoch)
+        for samples in updates.held.values():
+            bright = [float(images.decode(item.completion.image).mean() + 1) / 2 for item in samples.items]
+            assert samples.reward.flatten().tolist() == pytest.approx(bright, abs=1e-6)
+            for item in samples.items:
+                draws.setdefault((epoch, item.id.split("/")[0]), set()).add(item.draw)
+    assert len(draws) == 12
+    assert all(len(names) == 1 for names in draws.values())
+    assert len(set().union(*draws.values())) == 12
+
+
+def test_a_prompts_loss_is_the_mean_over_its_samples():
+    losses, stats = online.by_prompt(torch.arange(6.0), {"kl": torch.tensor([1.0, 2.0])}, 2)
+    assert losses.tolist() == [1.0, 4.0]
+    assert stats["kl"].tolist() == [1.0, 2.0]
 
 
 @pytest.mark.parametrize("family", ["image", "text"])
@@ -260,6 +281,7 @@ MISTAKES = [
     ("ddpo", IMAGE, {**BRIGHT, "advantage": {"name": "group", "std": "all"}}, "std = 'all'"),
     ("ddpo", IMAGE, {**BRIGHT, "sampler": {"step": 3}}, "samples without 'step'; did you mean 'steps'?"),
     ("ddpo", IMAGE, {**BRIGHT, "sampler": {"steps": "few"}}, "optimize.online.sampler.steps: 'few'"),
+    ("ddpo", IMAGE, {**BRIGHT, "sampler": {"steps": "3"}}, "optimize.online.sampler.steps: '3'"),
     ("ddpo", IMAGE, {**BRIGHT, "sampler": {"seed": 3}}, "samples without 'seed'"),
     ("ddpo", TEXT, {"rewards": {"length": {}}, "sampler": {"steps": 3}}, "the family 'text' samples without 'steps'"),
     ("draft", IMAGE, {"rewards": {"compressibility": {}}}, "reward 'compressibility' has no gradient"),
