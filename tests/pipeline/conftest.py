@@ -26,7 +26,7 @@ def environment(folder: Path, **more: str) -> dict[str, str]:
     }
 
 
-def command(folder: Path, *words: str, **more: str) -> subprocess.CompletedProcess:
+def command(folder: Path, *words: str, timeout: float = 280, **more: str) -> subprocess.CompletedProcess:
     """Run a command as a user would, in a folder."""
     return subprocess.run(
         [sys.executable, "-m", *words],
@@ -34,7 +34,7 @@ def command(folder: Path, *words: str, **more: str) -> subprocess.CompletedProce
         env=environment(folder, **more),
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=timeout,
     )
 
 
@@ -75,7 +75,7 @@ def finished_image(tmp_path_factory) -> Path:
     """A workspace in which `dvc repro` has run once on images."""
     folder = tmp_path_factory.mktemp("images") / "project"
     copy_code(folder, "tiny_image")
-    done = command(folder, "dvc", "repro")
+    done = command(folder, "dvc", "repro", timeout=880)  # a minute of work; the machine may be busy
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return folder
 

@@ -21,7 +21,7 @@ from tests.pipeline.test_choices import choose
 from tests.pipeline.test_graph import stale
 from tests.pipeline.test_kill import kill_when
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # the first one waits for the whole graph
 WEIGHTS = "pytorch_lora_weights.safetensors"
 ROUNDS = ("selfplay/r1", "selfplay/r2")
 STAGES = ("prepare", "sft", "generate", "label", "reward", "reference", "optimize", *ROUNDS, "evaluate")
