@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from typing import Any
 
@@ -14,6 +15,7 @@ from stages.errors import UserError
 
 def run(flow: Flow, **parameters: Any) -> Any:
     """Run a flow and return its result, or end the program: 2 for a user's mistake, 1 for any other failure."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server Prefect started for it ends too
     state: State = flow(**parameters, return_state=True)  # type: ignore[assignment]
     if state.is_completed():
         return state.result()

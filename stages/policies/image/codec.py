@@ -27,8 +27,8 @@ class Codec:
     """Between pixels in [-1, 1] and latents.
 
     Without an autoencoder they are the same, or blocks of `patch x patch` pixels become channels (pixel_unshuffle): a
-    denoiser of a quarter of the side costs a sixteenth, and nothing is lost. Blocks are scaled by 1 / patch: the mean of
-    a block is then as noisy as a pixel would be, so that what a picture shows is decided over all noise levels.
+    denoiser of a quarter of the side costs a sixteenth, and nothing is lost. Blocks are scaled by 1 / patch: the mean
+    of a block is then as noisy as a pixel would be, so that what a picture shows is decided over all noise levels.
     """
 
     def __init__(
