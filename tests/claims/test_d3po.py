@@ -9,7 +9,9 @@ ROUNDS, STEPS = 25, 9  # a trajectory of ten steps has nine that are random
 
 CLAIMS = (
     Claim(
-        "D3PO gains at least 40% of what DDPO gains from as many images and their true rewards", "share of ddpo", 0.4
+        "D3PO gains at least 40% of what DDPO gains from as many images, their true rewards and half the updates",
+        "share of ddpo",
+        0.4,
     ),
     Claim("D3PO brightens above the base", "d3po", "base", margin=0.05),
     Claim(

@@ -20,7 +20,7 @@ CLAIMS = (
         "Where the scores are noisy, ranks beat best against worst",
         "rankdpo, noisy scores",
         "dpo, best against worst, noisy scores",
-        tried="scores with noise of deviation 0.05, which is as large as their own spread within a prompt",
+        tried="scores with noise of deviation 0.05, a little more than their own spread of 0.04 within a prompt",
     ),
 )
 
