@@ -36,11 +36,11 @@ def names() -> list[str]:
     return [f"{f.parent.name}/{f.stem}" if stems.count(f.stem) > 1 else f.stem for f in files]
 
 
-def load(name: str) -> Node:
+def load(name: str, under: tuple[str, ...] = ()) -> Node:
     """Read a recipe by its name, with or without its family.
 
     Raises:
-        UserError: there is none of that name, or its file is not a YAML mapping.
+        UserError: there is none of that name, its file is not a YAML mapping, or it extends itself.
     """
     files = sorted(HERE.glob("*/*.yaml"))
     found = [file for file in files if name in (file.stem, f"{file.parent.name}/{file.stem}")]
@@ -48,7 +48,11 @@ def load(name: str) -> Node:
         raise UserError(f"no recipe is called '{name}'", where="flows/recipes", mend=nearest(name, names()))
     node = read(found[0])
     base = node.pop("extends", None)
-    return node if base is None else apply(load(base), node, keep_nulls=True)
+    if base is None:
+        return node
+    if name in under:
+        raise UserError(f"'{name}' extends itself", where=str(found[0]), mend="extend another recipe")
+    return apply(load(base, (*under, name)), node, keep_nulls=True)
 
 
 def read(path: Path) -> Node:

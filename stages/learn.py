@@ -29,7 +29,7 @@ class Optimize(Training):
         False  # learn from P(chosen is better) as labelled; else, as the papers do, from the order alone
     )
     online: Online | None = None  # who scores the policy's own samples, for objectives that learn from those
-    watch: Watch | None = None  # looks at samples as training goes
+    watch: Watch | None = None  # looks at samples as optimize goes; rounds have their gate
 
 
 def check(objective: Choice, run: Run, *, where: str, offline: bool = True) -> Part:

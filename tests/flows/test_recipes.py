@@ -170,6 +170,12 @@ def test_a_recipe_extends_one_that_is_not_there(tmp_path: Path, monkeypatch: pyt
         recipes.load("paper")
 
 
+def test_a_recipe_that_extends_itself_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    laid(tmp_path, monkeypatch, one="extends: two", two="extends: one")
+    with pytest.raises(UserError, match="'one' extends itself"):
+        recipes.load("one")
+
+
 def test_an_extending_recipe_is_the_same_by_dvc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The `-S` arguments of the two overlays together turn params.yaml into what both laid one by one give."""
     from dvc.utils.hydra import apply_overrides

@@ -58,7 +58,8 @@ def write(model: Any, folder: Path, *, prefix: str) -> None:
     }
     facts = {f"{prefix}.r": config.r, f"{prefix}.lora_alpha": config.lora_alpha}
     facts[f"{prefix}.target_modules"] = sorted(config.target_modules)
-    save_file(found, folder / WEIGHTS, metadata={"format": "pt", "lora_adapter_metadata": json.dumps(facts)})
+    told = {"lora_adapter_metadata": json.dumps(facts)}  # one entry: the order of several is random, and so the bytes
+    save_file(found, folder / WEIGHTS, metadata=told)
     config.save_pretrained(folder)
 
 
