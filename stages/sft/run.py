@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+from pydantic import Field
 
 from stages import feed, loop, records
 from stages.config import Choice, Config, Run, Training
@@ -20,6 +23,7 @@ class Sft(Training):
 
     objective: Choice = Choice(name="nll")
     demonstrations: str = "data/label/demonstrations.jsonl"  # or data/prepare/demonstrations.jsonl: sft comes first
+    policy: dict[str, Any] = Field(default_factory=dict)  # over run.policy: how demonstrations are priced
 
 
 class Settings(Config):
@@ -31,11 +35,12 @@ class Settings(Config):
 
 def run(job: Job[Settings]) -> dict[str, float]:
     """Write the policy: an adapter, or the whole model where `lora_r` is 0."""
-    config, run = job.config.sft, job.config.run
+    config, run = job.config.sft, pricing(job.config)
     objective, settings = config.objective.part("objective", "sft.objective")
     shown = records.read(Path(config.demonstrations), Single)
-    if not shown:
-        raise UserError("holds no answer to learn from", where=config.demonstrations, mend="rerun what writes it")
+    if config.num_train_epochs and not shown:
+        mend = "rerun what writes it; or keep a ready model as it is: sft.num_train_epochs 0"
+        raise UserError("holds no answer to learn from", where=config.demonstrations, mend=mend)
     policy = family.to_train(run, MODEL, lora_r=config.lora_r)
 
     def loss(batch: Sequence[Single], epoch: int) -> tuple:
@@ -57,11 +62,22 @@ def run(job: Job[Settings]) -> dict[str, float]:
     return {"demonstrations": float(len(shown)), **summary}
 
 
+def pricing(config: Settings) -> Run:
+    """The node `run` as it holds here: demonstrations have no trajectory, and pretraining its own levels and weight."""
+    return config.run.model_copy(update={"policy": {**config.run.policy, **config.sft.policy}})
+
+
+def check(config: Settings) -> None:
+    """The objective exists and takes its settings, and the family takes those of `sft.policy`."""
+    config.sft.objective.part("objective", "sft.objective")
+    family.settings(pricing(config))
+
+
 STAGE = Stage(
     name="sft",
     schema=Settings,
     run=run,
     inputs=lambda config: {"demonstrations": Path(config.sft.demonstrations), "model": MODEL},
     output=Path("data/sft"),
-    check=lambda config: config.sft.objective.part("objective", "sft.objective"),
+    check=check,
 )

@@ -162,6 +162,11 @@ def test_best_of_n_ignores_an_increasing_change_of_the_score():
     assert plain == bent
 
 
+def test_given_keeps_images():
+    ask = prompt("a", "a red circle", given=[Completion(image="iVBOR")])
+    assert [c.image for c in draw("given", prompts=[ask], k=1)] == ["iVBOR"]
+
+
 def test_given_takes_the_first_k_with_their_scores_and_names_an_empty_prompt():
     found = draw("given", prompts=PROMPTS[:1], k=9)
     assert [(c.text, c.scores) for c in found] == [(f"Say something. {i}", {"given": float(i)}) for i in range(5)]

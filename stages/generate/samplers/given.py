@@ -40,6 +40,7 @@ def given(policy: Any, prompts: list[Prompt], k: int, seed: int) -> list[Candida
             text=came.text,
             finished=came.finished,
             tokens=came.tokens,
+            image=came.image,
             scores={} if came.score is None else {"given": came.score},
         )
         for prompt in prompts
