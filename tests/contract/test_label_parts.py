@@ -88,9 +88,9 @@ def test_reward_of_one_alone_is_its_reward_in_a_shuffled_batch(name):
     together = reward(name, prompts, candidates)
     order = random.Random(0).sample(range(len(candidates)), len(candidates))
     shuffled = reward(name, [prompts[i] for i in order], [candidates[i] for i in order])
-    assert shuffled == pytest.approx([together[i] for i in order], abs=1e-5)
+    assert shuffled == pytest.approx([together[i] for i in order], rel=1e-5, abs=1e-5)
     alone = [reward(name, [p], [c])[0] for p, c in zip(prompts, candidates)]
-    assert alone == pytest.approx(together, abs=1e-5)
+    assert alone == pytest.approx(together, rel=1e-5, abs=1e-5)
 
 
 @pytest.mark.parametrize("name", REWARDS)

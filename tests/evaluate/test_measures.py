@@ -9,9 +9,7 @@ from stages.evaluate.measures import Gate, check, gate, measure
 def test_a_metric_of_another_family_is_one_line():
     with pytest.raises(UserError) as error:
         check({"win_rate": {}, "drift": {}}, "image")
-    told = (
-        "params.yaml evaluate.metrics.drift: metric 'drift' does not fit the family 'image'; remove it: it fits text,"
-    )
+    told = "params.yaml evaluate.metrics.drift: metric 'drift' does not fit the family 'image'; it fits text,"
     assert str(error.value).startswith(told)
     check({"win_rate": {}, "score": {}, "surrogate_kl": {}, "image_diversity": {}, "ranking_accuracy": {}}, "image")
     check({"win_rate": {}, "score": {}, "kl": {}, "drift": {}, "diversity": {}, "ranking_accuracy": {}}, "text")
