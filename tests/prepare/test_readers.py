@@ -174,7 +174,7 @@ def test_every_kind_of_file_reads_the_same(tmp_path, ending):
             table.writeheader()
             table.writerows(rows)
     else:
-        path.write_bytes(gzip.compress(text.encode()) if ending.endswith("gz") else text.encode())
+        path.write_bytes(gzip.compress(text.encode(), mtime=0) if ending.endswith("gz") else text.encode())
     expected = load(write(tmp_path / "plain.jsonl", rows)).prompts
     assert load(path).prompts == expected
     assert [prompt.given[0].score for prompt in expected] == [1, 0, 1]
@@ -263,7 +263,7 @@ def test_limit_stops_early(tmp_path):
         ("data.jsonl", b'{"prompt": "a", "question": "b", "answer": "#### 1"}', "fits the shapes prompt and gsm8k"),
         ("data.json", b'{"prompt": "a"}', "one value, not a list"),
         ("data.json", b"[" * 100_000, "cannot be read as .json"),
-        ("data.jsonl.gz", gzip.compress(b'{"prompt": "a"}\n' * 99)[:-9], "cannot be read as .jsonl"),
+        ("data.jsonl.gz", gzip.compress(b'{"prompt": "a"}\n' * 99, mtime=0)[:-9], "cannot be read as .jsonl"),
         ("data.parquet", b"PAR1", "cannot be read as .parquet"),
     ],
 )
