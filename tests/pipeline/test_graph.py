@@ -100,6 +100,7 @@ def test_another_objective_leaves_what_comes_before_it_fresh(workspace):
     changed = re.sub(r"name: dpo\n(\s+)beta: 0.1", r"name: simpo\n\1beta: 2.0", text)
     assert changed != text
     file.write_text(changed)
+    assert command(workspace, "dvc", "repro", "parts").returncode == 0  # reads the node, and finds the same lists
     assert stale(workspace) == {"optimize", "selfplay@r1", "selfplay@r2"}
 
 
