@@ -41,6 +41,12 @@ def items(example: Example, draw: int = 0) -> list[Item]:
     return [Item(name + later, example.messages, side, example.id + later) for name, side in sides.items()]
 
 
+def at_draws(policy: Policy, wanted: Sequence[Example], draws: int) -> list[Item]:
+    """The completions of all examples at each of their draws; once, where the policy takes none."""
+    each = range(draws if policy.seeded else 1)
+    return [item for example in wanted for draw in each for item in items(example, draw)]
+
+
 def examples(objective: Part, preferences: Sequence[Example], *, where: str) -> list[Example]:
     """The preferences in the form that an objective takes: a pair serves singles as a good and a bad one.
 

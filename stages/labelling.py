@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from itertools import groupby
+from typing import TYPE_CHECKING, TypeVar
 
 from tqdm import tqdm
 
@@ -18,7 +19,11 @@ from stages.errors import UserError
 from stages.panel import Panel, Seat, Tools, seats
 from stages.records import Candidate, Completion, Pair, Prompt, Single
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 CHUNK = 256  # candidates handed to a part at once: bounds memory and moves the progress bar
+Value = TypeVar("Value", float, "Tensor")
 TIE = 1e-9  # scores this close are equal: sums of the same weights and scores may differ in their last digits
 
 
@@ -69,7 +74,7 @@ def mixed(panel: Panel, tools: Tools) -> Callable[[list[Prompt], list[Candidate]
     ]
 
 
-def unit(spec: parts.Spec, value: float) -> float:
+def unit(spec: parts.Spec, value: Value) -> Value:
     """A score on the scale where 0 is the worst of its range and 1 the best.
 
     >>> unit(parts.Spec(range=(-1, 1)), 0.5), unit(parts.Spec(range=(0, 10), higher=False), 2.5)

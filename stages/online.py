@@ -6,19 +6,19 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field
 from torch import Tensor
 
 from stages import labelling, loop, panel
 from stages.batches import Groups, Item, Pathwise, Steps
 from stages.config import Choice, Run
-from stages.errors import UserError, nearest
+from stages.errors import UserError
 from stages.panel import Panel, Tools
 from stages.parts import Part
-from stages.policies.family import package
+from stages.policies.family import check_sampling
 from stages.records import Candidate, Prompt
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def check(objective: Part, settings: Online | None, family: str, *, where: str) 
         raise UserError(what, where=where, mend="add `online: {rewards: ...}` beside it: who scores the samples")
     seats = panel.check(settings, where=f"{where}.online", family=family)
     settings.advantage.part("advantage", f"{where.removeprefix('params.yaml ')}.online.advantage")
-    check_sampler(settings.sampler, family, where=f"{where}.online.sampler")
+    check_sampling(settings.sampler, family, where=f"{where}.online.sampler")
     if objective.feedback == "Pathwise":
         for name, idle in (("num_iterations", settings.num_iterations > 1), ("sampler", bool(settings.sampler))):
             if idle:
@@ -73,30 +73,9 @@ def check(objective: Part, settings: Online | None, family: str, *, where: str) 
                 raise UserError(what, where=seat.where, mend="choose one whose file defines `pixels`")
 
 
-def check_sampler(settings: dict[str, Any], family: str, *, where: str) -> None:
-    """They are settings of the family's own sampling.
-
-    Raises:
-        UserError: an unknown setting, or a value of another type.
-    """
-    if not settings:
-        return
-    sample = package(Run.model_validate({"family": family})).Policy.sample
-    known = [p.name for p in inspect.signature(sample).parameters.values() if p.default is not p.empty]
-    hints = get_type_hints(sample)
-    for name, value in settings.items():
-        if name not in known:
-            raise UserError(f"the family '{family}' samples without '{name}'", where=where, mend=nearest(name, known))
-        try:
-            TypeAdapter(hints[name]).validate_python(value, strict=True)
-        except ValidationError as error:
-            what = f"{value!r}: {error.errors()[0]['msg']}"
-            raise UserError(what, where=f"{where}.{name}", mend="correct the value") from None
-
-
 def differentiable(reward: Part) -> Callable[..., Tensor] | None:
     """The reward as a function of pixels, where its file defines one."""
-    return getattr(__import__(reward.function.__module__, fromlist=["pixels"]), "pixels", None)
+    return getattr(inspect.getmodule(reward.function), "pixels", None)
 
 
 def learn(
@@ -240,6 +219,7 @@ def pathwise(policy: Policy, prompts: Sequence[Prompt], online: Online, seed: in
     """Sampling and scoring as functions that a gradient goes through; `name` is the step's."""
     k = online.num_generations
     asked = [prompt for prompt in prompts for _ in range(k)]
+    seats = [seat for seat in panel.seats(online, "reward", where="params.yaml optimize.online") if seat.weight]
 
     def sample(grad_steps: int) -> Tensor:
         return policy.differentiable_sample(  # type: ignore[attr-defined]
@@ -247,15 +227,11 @@ def pathwise(policy: Policy, prompts: Sequence[Prompt], online: Online, seed: in
         )
 
     def reward(images: Tensor) -> Tensor:
-        seats = [seat for seat in panel.seats(online, "reward", where="params.yaml optimize.online") if seat.weight]
         total = torch.zeros(len(images), device=images.device)
         for seat in seats:
             function = differentiable(seat.part)
             assert function is not None
-            assert seat.part.spec.range is not None
-            low, high = seat.part.spec.range
-            value = (function(images, asked, **seat.settings) - low) / (high - low)
-            total = total + seat.weight * (value if seat.part.spec.higher else 1 - value)
+            total = total + seat.weight * labelling.unit(seat.part.spec, function(images, asked, **seat.settings))
         return total / sum(seat.weight for seat in seats)
 
     return Pathwise(sample, reward, steps=policy.steps, name=name)  # type: ignore[attr-defined]

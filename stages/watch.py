@@ -12,8 +12,8 @@ from pydantic import Field
 
 from stages import files, labelling, panel
 from stages.errors import UserError
-from stages.online import check_sampler
 from stages.panel import Panel, Tools
+from stages.policies.family import check_sampling
 from stages.records import Candidate, Prompt
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def check(settings: Watch | None, family: str, *, where: str) -> None:
         raise UserError("watching asks rewards only", where=f"{where}.judges", mend="name rewards")
     if settings is not None:
         panel.check(settings, where=where, family=family)
-        check_sampler(settings.sampler, family, where=f"{where}.sampler")
+        check_sampling(settings.sampler, family, where=f"{where}.sampler")
 
 
 def paired(before: Sequence[float], after: Sequence[float]) -> tuple[float, float]:

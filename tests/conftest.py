@@ -5,6 +5,7 @@ one group, so that it is made once.
 """
 
 import os
+import shutil
 from pathlib import Path
 
 import hypothesis
@@ -24,3 +25,29 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         folder = Path(item.path).parent.name
         if folder in {"pipeline", "flows"}:
             item.add_marker(pytest.mark.xdist_group(folder))
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory):
+    """A database with MLflow's tables and nothing in them; making one takes seconds, copying it does not."""
+    from stages import mirror
+
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{path}")
+        mirror.connect()
+    return path
+
+
+@pytest.fixture
+def client(tmp_path, monkeypatch, empty_database):
+    """An empty working folder with a database of its own."""
+    from mlflow import MlflowClient
+
+    shutil.copy(empty_database, tmp_path / "mlflow.db")
+    monkeypatch.chdir(tmp_path)
+    for name in ("MLFLOW_EXPERIMENT_NAME", "PREFLOOP_RUN", "PREFLOOP_RECIPE", "PREFECT__FLOW_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    Path("params.yaml").write_text("run:\n  seed: 7\noptimize:\n  learning_rate: 5e-7\n")
+    return MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")

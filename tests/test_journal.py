@@ -28,28 +28,6 @@ CLOSED = "http://127.0.0.1:9"  # nobody listens on the discard port
 BOXES = Path(".scratch/journal")
 
 
-@pytest.fixture(scope="module")
-def empty_database(tmp_path_factory):
-    """A database with MLflow's tables and nothing in them; making one takes seconds, copying it does not."""
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{path}")
-        mirror.connect()
-    return path
-
-
-@pytest.fixture
-def client(tmp_path, monkeypatch, empty_database):
-    """An empty working folder with a database of its own."""
-    shutil.copy(empty_database, tmp_path / "mlflow.db")
-    monkeypatch.chdir(tmp_path)
-    for name in ("MLFLOW_EXPERIMENT_NAME", "PREFLOOP_RUN", "PREFLOOP_RECIPE", "PREFECT__FLOW_RUN_ID"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    Path("params.yaml").write_text("run:\n  seed: 7\noptimize:\n  learning_rate: 5e-7\n")
-    return MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
-
-
 def open_journal(stage="optimize", **facts):
     return Journal(stage, Path("scratch") / stage / "journal", facts.get("config", {}), facts.get("inputs", {}))
 

@@ -302,9 +302,14 @@ def test_mistakes_are_one_line_before_any_model_is_loaded(name, run, asked, says
 
 
 def test_what_is_right_passes():
+    """Each node passes, and is refused once one name in it is misspelt: it was looked at."""
     asked = {**BRIGHT, "sampler": {"steps": 3, "eta": 1}, "advantage": {"name": "leave_one_out"}}
-    check(Settings.model_validate({"run": IMAGE, "optimize": {"objective": {"name": "ddpo"}, "online": asked}}))
-    check(Settings.model_validate({"run": IMAGE, "optimize": {"objective": {"name": "draft"}, "online": BRIGHT}}))
+    for name, given in (("ddpo", asked), ("draft", BRIGHT)):
+        node = {"run": IMAGE, "optimize": {"objective": {"name": name}, "online": given}}
+        check(Settings.model_validate(node))
+        node["optimize"]["online"] = {**given, "rewards": {"brightnes": {}}}
+        with pytest.raises(UserError, match="brightness"):
+            check(Settings.model_validate(node))
 
 
 def test_a_sampler_without_chance_has_nothing_to_learn_from():

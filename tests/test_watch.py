@@ -1,15 +1,13 @@
 """Watching samples: when training ends, with which weights, and what the journal and MLflow are shown."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from mlflow import MlflowClient
 from PIL import Image
 
-from stages import images, loop, mirror
+from stages import images, loop
 from stages.config import Training
 from stages.errors import UserError
 from stages.journal import Journal
@@ -24,28 +22,6 @@ WORDS = ("zero", "one", "two", "three", "two", "one", "three", "zero")
 PROMPTS = [Prompt(id=f"p{i}", messages=(Message(role="user", content=word),)) for i, word in enumerate(WORDS)]
 BRIGHT = {"brightness": {}}
 STEPS = 9
-
-
-@pytest.fixture(scope="module")
-def empty_database(tmp_path_factory):
-    """A database with MLflow's tables and nothing in them."""
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{path}")
-        mirror.connect()
-    return path
-
-
-@pytest.fixture
-def client(tmp_path, monkeypatch, empty_database) -> MlflowClient:
-    """An empty working folder with a database of its own."""
-    shutil.copy(empty_database, tmp_path / "mlflow.db")
-    monkeypatch.chdir(tmp_path)
-    for name in ("MLFLOW_EXPERIMENT_NAME", "PREFLOOP_RUN", "PREFLOOP_RECIPE", "PREFECT__FLOW_RUN_ID"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    Path("params.yaml").write_text("run: {seed: 0}\n")
-    return MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
 
 
 class Seen(Watcher):

@@ -6,12 +6,13 @@ A family's package defines `Policy`, its `Settings` (the node `run.policy`) and 
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, get_type_hints
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from stages.batches import Item, Steps
 from stages.config import Config, Run
@@ -77,9 +78,9 @@ class Scorer(Protocol):
         ...
 
 
-def package(run: Run) -> Any:
+def package(name: str) -> Any:
     """The family's package."""
-    return importlib.import_module(f"stages.policies.{run.family}")
+    return importlib.import_module(f"stages.policies.{name}")
 
 
 def settings(run: Run) -> Config:
@@ -88,7 +89,7 @@ def settings(run: Run) -> Config:
     Raises:
         UserError: an unknown key or a wrong value.
     """
-    schema = package(run).Settings
+    schema = package(run.family).Settings
     try:
         return schema.model_validate(run.policy)
     except ValidationError as error:
@@ -101,6 +102,27 @@ def settings(run: Run) -> Config:
         raise UserError(f"{first['input']!r}: {first['msg']}", where=where, mend="correct the value") from None
 
 
+def check_sampling(settings: dict[str, Any], name: str, *, where: str) -> None:
+    """They are settings of the family's own sampling.
+
+    Raises:
+        UserError: an unknown setting, or a value of another type.
+    """
+    if not settings:
+        return
+    sample = package(name).Policy.sample
+    known = [p.name for p in inspect.signature(sample).parameters.values() if p.default is not p.empty]
+    hints = get_type_hints(sample)
+    for key, value in settings.items():
+        if key not in known:
+            raise UserError(f"the family '{name}' samples without '{key}'", where=where, mend=nearest(key, known))
+        try:
+            TypeAdapter(hints[key]).validate_python(value, strict=True)
+        except ValidationError as error:
+            what = f"{value!r}: {error.errors()[0]['msg']}"
+            raise UserError(what, where=f"{where}.{key}", mend="correct the value") from None
+
+
 def load(run: Run, folder: Path) -> Policy:
     """A policy to sample from and to price with, its adapter folded into the weights.
 
@@ -108,7 +130,7 @@ def load(run: Run, folder: Path) -> Policy:
         UserError: no usable model there.
     """
     device, dtype = run.place()
-    policy: Policy = package(run).Policy.load(folder, settings(run), device=device, dtype=dtype)
+    policy: Policy = package(run.family).Policy.load(folder, settings(run), device=device, dtype=dtype)
     return policy
 
 
@@ -119,7 +141,7 @@ def to_train(run: Run, folder: Path, *, lora_r: int) -> Policy:
         UserError: no usable model there.
     """
     device, dtype = run.place()
-    policy: Policy = package(run).Policy.load(
+    policy: Policy = package(run.family).Policy.load(
         folder, settings(run), device=device, dtype=dtype, trainable=True, lora_r=lora_r, seed=run.seed
     )
     return policy
@@ -132,7 +154,7 @@ def scorer(run: Run, folder: Path, *, trainable: bool = False) -> Scorer:
         UserError: no usable model there.
     """
     device, _ = run.place()
-    found: Scorer = package(run).Scorer.load(folder, settings(run), device=device, trainable=trainable)
+    found: Scorer = package(run.family).Scorer.load(folder, settings(run), device=device, trainable=trainable)
     return found
 
 

@@ -32,9 +32,7 @@ def run(job: Job[Settings]) -> dict[str, float]:
     """Write logps.safetensors with the facts that it was computed from."""
     run = job.config.run
     policy = family.load(run, POLICY)
-    draws = range(job.config.reference.draws if policy.seeded else 1)
-    wanted = [item for example in preferences.read(LABELS) for draw in draws for item in feed.items(example, draw)]
-    cache = feed.reference(policy, wanted)
+    cache = feed.reference(policy, feed.at_draws(policy, preferences.read(LABELS), job.config.reference.draws))
     cache.save(job.out / "logps.safetensors", feed.facts(POLICY, LABELS, family.settings(run)))
     tokens = sum(len(values) for values in cache.values())
     return {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -10,6 +9,7 @@ from pydantic import Field
 
 from stages.config import Config
 from stages.records import Candidate
+from stages.watch import paired
 
 
 class Gate(Config):
@@ -36,18 +36,18 @@ def decide(gate: Gate, before: Sequence[Candidate], after: Sequence[Candidate]) 
         `continue`, the `reasons` against it, and the numbers they rest on.
     """
     entropies = [c.entropy for c in after if c.entropy is not None]
-    told = {"clipped": mean([float(not c.finished) for c in after])[0]}
+    told = {"clipped": mean([float(not c.finished) for c in after])}
     old, new = by_prompt(before), by_prompt(after)
     both = sorted(old.keys() & new.keys())
     reasons = []
     if both:
-        change, error = mean([new[prompt] - old[prompt] for prompt in both])
-        told |= {"score": mean([new[prompt] for prompt in both])[0], "change": change}
+        change, error = paired([old[prompt] for prompt in both], [new[prompt] for prompt in both])
+        told |= {"score": mean([new[prompt] for prompt in both]), "change": change}
         told["z"] = change / max(error, 1e-12)
         if told["z"] < -gate.max_drop:
             reasons.append(f"the mean score fell by {-change:.3f}, {-told['z']:.1f} standard errors")
     if entropies:
-        told["entropy"] = mean(entropies)[0]
+        told["entropy"] = mean(entropies)
         if told["entropy"] < gate.min_entropy:
             reasons.append(f"entropy is {told['entropy']:.3f} nats a token")
     if told["clipped"] > gate.max_clipped:
@@ -61,15 +61,9 @@ def by_prompt(candidates: Sequence[Candidate]) -> dict[str, float]:
     for candidate in candidates:
         if candidate.score is not None:
             scores.setdefault(candidate.prompt, []).append(candidate.score)
-    return {prompt: sum(told) / len(told) for prompt, told in scores.items()}
+    return {prompt: mean(told) for prompt, told in scores.items()}
 
 
-def mean(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and its standard error.
-
-    >>> mean([1.0, 3.0])
-    (2.0, 1.0)
-    """
-    average = sum(values) / len(values)
-    variance = sum((value - average) ** 2 for value in values) / max(1, len(values) - 1)
-    return average, math.sqrt(variance / len(values))
+def mean(values: Sequence[float]) -> float:
+    """Average of at least one value."""
+    return sum(values) / len(values)

@@ -235,7 +235,6 @@ def reference(job: Job[Settings], folder: Path, made: list[Preference]) -> Cache
     kept = job.scratch / "reference.safetensors"
     if not kept.exists():
         policy = family.load(job.config.run, folder)
-        draws = range(job.config.optimize.num_train_epochs if policy.seeded else 1)
-        wanted = [item for example in made for draw in draws for item in feed.items(example, draw)]
+        wanted = feed.at_draws(policy, made, job.config.optimize.num_train_epochs)
         feed.reference(policy, wanted).save(kept, {})
     return Cache.load(kept, {})

@@ -52,14 +52,18 @@ def copy_code(folder: Path, recipe: str = "tiny") -> None:
     assert command(folder, "dvc", "init", "-q").returncode == 0
 
 
+def reproduced(folder: Path, recipe: str, **limit: int) -> Path:
+    """The folder with the code, a recipe's params, and all that `dvc repro` makes of them."""
+    copy_code(folder, recipe)
+    done = command(folder, "dvc", "repro", **limit)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return folder
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory) -> Path:
     """A workspace in which `dvc repro` has run once."""
-    folder = tmp_path_factory.mktemp("graph") / "project"
-    copy_code(folder)
-    done = command(folder, "dvc", "repro")
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return folder
+    return reproduced(tmp_path_factory.mktemp("graph") / "project", "tiny")
 
 
 @pytest.fixture
@@ -73,11 +77,7 @@ def workspace(finished: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def finished_image(tmp_path_factory) -> Path:
     """A workspace in which `dvc repro` has run once on images."""
-    folder = tmp_path_factory.mktemp("images") / "project"
-    copy_code(folder, "tiny_image")
-    done = command(folder, "dvc", "repro", timeout=880)  # a minute of work; the machine may be busy
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return folder
+    return reproduced(tmp_path_factory.mktemp("images") / "project", "tiny_image", timeout=880)  # it may be busy
 
 
 @pytest.fixture

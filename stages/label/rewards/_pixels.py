@@ -13,6 +13,7 @@ from stages.errors import UserError
 from stages.images import decode, open_picture
 from stages.records import Candidate, Prompt
 
+MOST = 1000.0  # kilobytes of a JPEG; a larger file counts as this
 BATCH = 32  # images a model sees at once
 
 

@@ -1,10 +1,8 @@
 """Compressibility: minus the size of an image as a JPEG file; plain images are the best."""
 
-from stages.label.rewards._pixels import kilobytes
+from stages.label.rewards._pixels import MOST, kilobytes
 from stages.parts import part
 from stages.records import Candidate, Prompt
-
-MOST = 1000.0  # kilobytes; a larger file counts as this
 
 
 @part(paper="arXiv 2305.13301", range=(-1000.0, 0.0), families=("image",))
