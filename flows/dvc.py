@@ -25,6 +25,7 @@ ADVICE = re.compile(
 )
 HALF_WAY = re.compile(r"(?<!100)%\|")  # a progress bar that is not yet full
 FAILED = re.compile(r"failed to reproduce '(?P<stage>[^']+)'.*exited with (?P<code>\d+)")
+EDGE = re.compile(r'"(?P<before>[^"]+)" -> "(?P<after>[^"]+)";')
 PATIENCE = 600.0  # seconds to wait for a lock
 
 
@@ -123,8 +124,23 @@ def _user_error(line: str, stage: str) -> UserError:
 
 
 def stages(root: Path) -> list[str]:
-    """Names of all stages in the order of dvc.yaml, which is the order of the pipeline."""
-    return run(root, "stage", "list", "--name-only")
+    """Names of all stages, each after those it needs, and otherwise as they stand in dvc.yaml.
+
+    Which stage another needs may hang on the params: images are sampled from `sft`, text from `prepare`.
+    """
+    needs: dict[str, list[str]] = {name: [] for name in run(root, "stage", "list", "--name-only")}
+    for edge in filter(None, map(EDGE.fullmatch, run(root, "dag", "--dot"))):
+        needs[edge["after"]].append(edge["before"])
+    ordered: dict[str, None] = {}
+
+    def place(name: str) -> None:
+        for before in needs[name]:
+            place(before)
+        ordered[name] = None  # a second time changes nothing
+
+    for name in needs:
+        place(name)
+    return list(ordered)
 
 
 def status(root: Path) -> dict[str, object]:

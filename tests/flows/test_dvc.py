@@ -74,6 +74,22 @@ def test_outside_of_a_project(tmp_path_factory: pytest.TempPathFactory) -> None:
         dvc.stages(tmp_path_factory.mktemp("empty"))
 
 
+def test_a_stage_comes_after_those_it_needs_wherever_it_stands_in_the_file(folder: Path) -> None:
+    assert dvc.stages(folder) == ["prepare", "optimize", "selfplay@r1", "evaluate"]
+    file = folder / "dvc.yaml"
+    file.write_text(file.read_text().replace("stages:\n", FIRST, 1))
+    assert dvc.stages(folder) == ["prepare", "optimize", "look", "selfplay@r1", "evaluate"]
+
+
+FIRST = """stages:
+  look:
+    cmd: "true"
+    deps:
+    - data/optimize
+    outs:
+    - data/look
+"""
+
 HOLD = """
 import sys, time
 from dvc.repo import Repo
