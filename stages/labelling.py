@@ -45,7 +45,7 @@ def align(prompts: list[Prompt], candidates: list[Candidate]) -> list[Prompt]:
 
 
 def score(panel: Panel, prompts: list[Prompt], candidates: list[Candidate], tools: Tools) -> list[Candidate]:
-    """Candidates with `scores` by reward (in the reward's own range) and `score`, the weighted mix in [0, 1].
+    """Candidates with `scores` by the key of the reward (in its own range) and `score`, the weighted mix in [0, 1].
 
     Every score is scaled to [0, 1] by its declared range and turned round where less is better. A reward that does
     not apply to a candidate is left out and the other weights are renormalised; if none applies, `score` is None.
@@ -58,7 +58,7 @@ def score(panel: Panel, prompts: list[Prompt], candidates: list[Candidate], tool
     columns = [_column(seat, prompts, candidates, tools) for seat in rewards]
     scored = []
     for candidate, values in zip(candidates, zip(*columns) if columns else [()] * len(candidates), strict=True):
-        told = {seat.part.name: value for seat, value in zip(rewards, values) if value is not None}
+        told = {seat.key: value for seat, value in zip(rewards, values) if value is not None}
         voices = [(s.weight, unit(s.part.spec, v)) for s, v in zip(rewards, values) if v is not None and s.weight]
         mix = sum(w * v for w, v in voices) / sum(w for w, _ in voices) if voices else None
         scored.append(candidate.model_copy(update={"scores": {**candidate.scores, **told}, "score": mix}))
@@ -90,12 +90,12 @@ def _column(seat: Seat, prompts: list[Prompt], candidates: list[Candidate], tool
     """What one reward says of each candidate, checked."""
     function = seat.call(tools)
     column: list[float | None] = []
-    for part in _chunks(len(candidates), seat.part.name):
+    for part in _chunks(len(candidates), seat.key):
         column += function(prompts[part], candidates[part])
     low, high = seat.part.spec.range or (-math.inf, math.inf)
     for candidate, value in zip(candidates, column, strict=True):
         if value is not None and not (math.isfinite(value) and low <= value <= high):
-            what = f"reward '{seat.part.name}' gave {value}, outside its range [{low:g}, {high:g}]"
+            what = f"reward '{seat.key}' gave {value}, outside its range [{low:g}, {high:g}]"
             raise UserError(what, where=f"candidate {candidate.id}", mend=f"drop it, or mend {seat.part.file}")
     return column
 
@@ -128,13 +128,13 @@ def both_orders(
     """
     function = seat.call(tools)
     said: list[tuple[float, float]] = []
-    for part in _chunks(len(prompts), seat.part.name):
+    for part in _chunks(len(prompts), seat.key):
         ahead = function(prompts[part], first[part], second[part])
         behind = function(prompts[part], second[part], first[part])
         said += [(a, 1 - b) for a, b in zip(ahead, behind, strict=True)]
     for candidate, orders in zip(first, said, strict=True):
         if not all(0 <= p <= 1 for p in orders):
-            what = f"judge '{seat.part.name}' gave {orders}, not probabilities"
+            what = f"judge '{seat.key}' gave {orders}, not probabilities"
             raise UserError(what, where=f"candidate {candidate.id}", mend=f"drop it, or mend {seat.part.file}")
     return said
 
@@ -277,7 +277,7 @@ def rejudge(
         mix = [m + seat.weight * (a + b) / 2 for m, (a, b) in zip(mix, said, strict=True)]
         total += seat.weight
         if orders is not None:
-            orders[seat.part.name] = said
+            orders[seat.key] = said
     return [_reweighed(pair, min(m / total, 1.0)) for pair, m in zip(pairs, mix, strict=True)] if judges else pairs
 
 

@@ -16,14 +16,18 @@ from stages.errors import UserError, nearest
 if TYPE_CHECKING:
     from stages.policies.family import Scorer
 
+KINDS: tuple[Literal["reward", "judge"], ...] = ("reward", "judge")
+ENTRY = ("weight", "name")  # what an entry says beside the settings of its part
 TOOLS = {"encoder": "encoder", "model": "policy", "reward_model": "scorer"}  # need -> field of Tools and parameter
 
 
 class Panel(Config):
-    """Who scores and who judges, by part name, and how sharply scores become probabilities.
+    """Who scores and who judges, and how sharply scores become probabilities.
 
-    Each entry is `{weight: float, **settings of the part}`. The weight is 1 where it is absent; 0 records a score
-    without letting it decide.
+    Each entry is `key: {weight: float, **settings of the part}`. The key is the part's name, or any other where the
+    entry says the name itself, so that a part may sit there twice, or here with one setting and in another panel with
+    another: `digit_held_out: {name: digit, half: second}`. Scores are known by the key. The weight is 1 where it is
+    absent; 0 records a score without letting it decide.
     """
 
     rewards: dict[str, dict[str, Any]] = Field(default_factory=dict)
@@ -44,6 +48,7 @@ class Tools:
 class Seat:
     """A member of the panel: a part with its checked settings, its weight, and where they were written."""
 
+    key: str  # what its scores are known by
     part: parts.Part
     settings: dict[str, Any]
     weight: float
@@ -69,7 +74,7 @@ def check(panel: Panel, *, where: str = "params.yaml label", family: str = "") -
     Raises:
         UserError: an unknown part or setting, a bad weight, nobody with a weight, or a part of another family.
     """
-    found = [*seats(panel, "reward", where=where), *seats(panel, "judge", where=where)]
+    found = [seat for kind in KINDS for seat in seats(panel, kind, where=where)]
     for seat in found:
         if family:
             parts.fits(seat.part, family, where=seat.where)
@@ -85,19 +90,51 @@ def seats(panel: Panel, kind: Literal["reward", "judge"], *, where: str = "param
         UserError: an unknown part or setting, or a bad weight.
     """
     found = []
-    for name, entry in getattr(panel, f"{kind}s").items():
-        place = f"{where}.{kind}s.{name}"
-        part = parts.find(kind, name, where=place)
-        settings = {key: value for key, value in entry.items() if key != "weight"}
-        for key in settings:
-            if key not in part.settings:
-                mend = nearest(key, [*part.settings, "weight"])
-                raise UserError(f"{kind} '{name}' has no setting '{key}'", where=place, mend=mend)
+    for key, entry in getattr(panel, f"{kind}s").items():
+        place = f"{where}.{kind}s.{key}"
+        part = named(kind, key, entry, where=place)
+        settings = {name: value for name, value in entry.items() if name not in ENTRY}
+        for name in settings:
+            if name not in part.settings:
+                mend = nearest(name, [*part.settings, *ENTRY])
+                raise UserError(f"{kind} '{part.name}' has no setting '{name}'", where=place, mend=mend)
         weight = entry.get("weight", 1.0)
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
             raise UserError(f"weight = {weight!r}", where=f"{place}.weight", mend="give a number of at least 0")
-        found.append(Seat(part, parts.check(part, settings, where=place), float(weight), place))
+        found.append(Seat(key, part, parts.check(part, settings, where=place), float(weight), place))
     return found
+
+
+def named(kind: str, key: str, entry: dict[str, Any], *, where: str) -> parts.Part:
+    """The part of an entry: what it names, else what its key names.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    if "name" in entry:
+        return parts.find(kind, str(entry["name"]), where=f"{where}.name")
+    if key not in parts.names(kind):
+        mend = f"{nearest(key, parts.names(kind))}, or say whose key it is: {{name: ...}}"
+        raise UserError(f"no {kind} is called '{key}'", where=where, mend=mend)
+    return parts.find(kind, key, where=where)
+
+
+def apart(first: Panel, second: Panel, *, where: str) -> None:
+    """The second panel shares nobody with the first: no part with the same settings, whatever its key or weight.
+
+    Raises:
+        UserError: naming who sits in both, or whose key stands for two.
+    """
+    for kind in KINDS:
+        taken = seats(first, kind)
+        for seat in seats(second, kind, where=where):
+            for other in taken:
+                if (seat.part.name, seat.settings) == (other.part.name, other.settings):
+                    mend = f"name another {kind}, or give it other settings"
+                    raise UserError(f"'{seat.part.name}' made labels too", where=seat.where, mend=mend)
+                if seat.key == other.key:
+                    mend = f"give it a key of its own: `{seat.key}_too: {{name: {seat.part.name}, ...}}`"
+                    raise UserError(f"'{seat.key}' is the key of another {kind} in label", where=seat.where, mend=mend)
 
 
 def needs(panel: Panel, *, where: str = "params.yaml label") -> set[str]:

@@ -204,8 +204,10 @@ def _node(params: Any, key: str) -> Any:
 
 
 def _names(node: dict[str, Any]) -> list[str]:
-    """Part names of a list of parts, or of the one chosen part."""
-    return [node["name"]] if "name" in node else list(node)
+    """Part names of a list of parts, each its key or what its entry says instead, or of the one chosen part."""
+    if isinstance(node.get("name"), str):
+        return [node["name"]]
+    return [str(entry["name"]) if isinstance(entry, dict) and "name" in entry else key for key, entry in node.items()]
 
 
 def _md5(file: Path) -> str:

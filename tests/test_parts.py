@@ -88,6 +88,15 @@ def test_the_parts_table_is_fresh() -> None:
     assert table == parts.table(), "run `make parts`"
 
 
+def test_the_files_of_a_panel_are_those_of_its_parts_under_any_key() -> None:
+    rewards = {"length": {"weight": 1.0}, "held_out": {"name": "digit", "half": "second"}, "slip": None}
+    found = parts.chosen({"label": {"rewards": rewards}})
+    named = {file for file in found["label"] if not file.split("/")[-1].startswith("_")}
+    assert named == {f"stages/label/rewards/{name}.py" for name in ("length", "digit", "slip")}
+    assert found["label"]["stages/label/rewards/digit.py"]
+    assert found["evaluate"] == found["label"]
+
+
 STAGES = ("prepare", "generate", "label", "reward", "sft", "reference", "optimize", "evaluate")
 
 

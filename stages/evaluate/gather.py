@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stages import lineage, parts
+from stages import lineage
 from stages.config import Run
 from stages.evaluate import answers
 from stages.evaluate.answers import Answers, mean
 from stages.evaluate.measures import measure
 from stages.evaluate.results import Estimate, Kind, Policy, Results, Reward, Sample
-from stages.panel import Panel
+from stages.panel import Panel, seats
 from stages.records import Candidate, Prompt
 
 AUDIT, OPTIMIZE = Path("data/label/audit.json"), Path("data/optimize/settings.json")
@@ -131,9 +131,9 @@ def rewards(panels: tuple[Panel, Panel], numbers: Mapping[str, float], base: Ans
     """Every labelling reward before and after, and the independent ones where the metric `score` was taken of them."""
     found = []
     for panel in panels:
-        for name in panel.rewards:
-            at = f"score/{name}"
-            sides = [[c.scores[name] for c in one.every if name in c.scores] for one in (base, final)]
+        for seat in seats(panel, "reward"):
+            at = f"score/{seat.key}"
+            sides = [[c.scores[seat.key] for c in one.every if seat.key in c.scores] for one in (base, final)]
             if sides[1]:
                 before, after = map(mean, sides)
             elif at in numbers:
@@ -142,8 +142,8 @@ def rewards(panels: tuple[Panel, Panel], numbers: Mapping[str, float], base: Ans
                 continue
             ends = [numbers.get(f"{at}/difference{end}") for end in ("", "/lower", "/upper")]
             change = None if ends[0] is None else Estimate(ends[0], *ends[1:])
-            higher = parts.find("reward", name).spec.higher
-            found.append(Reward(name, before, after, higher, panel is not panels[0], change))
+            higher = seat.part.spec.higher
+            found.append(Reward(seat.key, before, after, higher, panel is not panels[0], change))
     return found
 
 

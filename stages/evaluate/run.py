@@ -10,7 +10,6 @@ from pydantic import ConfigDict, Field
 from stages import panel, parts, records, toolbox
 from stages.config import Choice, Config, Run
 from stages.entry import Job, Stage
-from stages.errors import UserError
 from stages.evaluate import answers, gather, measures, pictures, report
 from stages.evaluate.measures import Gate
 from stages.panel import Panel
@@ -55,14 +54,7 @@ def check(config: Settings) -> None:
     panel.check(config.evaluate.independent, where="params.yaml evaluate.independent", family=config.run.family)
     sampler, _ = config.evaluate.sampler.part("sampler", "evaluate.sampler")
     parts.fits(sampler, config.run.family, where="params.yaml evaluate.sampler.name")
-    both = {*config.label.rewards, *config.label.judges}
-    for name in (*config.evaluate.independent.rewards, *config.evaluate.independent.judges):
-        if name in both:
-            raise UserError(
-                f"'{name}' made labels too",
-                where="params.yaml evaluate.independent",
-                mend="name a reward or judge that is not in label",
-            )
+    panel.apart(config.label, config.evaluate.independent, where="params.yaml evaluate.independent")
     measures.check(config.evaluate.metrics, config.run.family)
 
 

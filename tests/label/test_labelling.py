@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from stages import labelling
 from stages.errors import UserError
 from stages.labelling import make_pair, ordered, rejudge, sigmoid
-from stages.panel import Panel, Tools, check, needs
+from stages.panel import Panel, Tools, apart, check, needs
 from stages.records import Pair
 from tests.label.world import batch, candidate, prompt, tools
 
@@ -48,6 +48,13 @@ def ask_both(opinion: Opinion, first: str, second: str, panel: Panel = JUDGED) -
             "label.rewards.relevanse: no reward is called 'relevanse'; did you mean 'relevance'",
         ),
         ({"judges": {"self": {}}}, "label.judges.self: no judge is called 'self'"),
+        ({"rewards": {"long": {"low": 3}}}, r"no reward is called 'long'; .*, or say whose key it is: \{name: ...\}"),
+        (
+            {"rewards": {"long": {"name": "lenght"}}},
+            "label.rewards.long.name: no reward is called 'lenght'; did you mean 'length'",
+        ),
+        ({"rewards": {"long": {"name": 3}}}, "label.rewards.long.name: no reward is called '3'"),
+        ({"rewards": {"long": {"name": "length", "lo": 3}}}, "rewards.long: reward 'length' has no setting 'lo'"),
         (
             {"rewards": {"length": {"lo": 3}}},
             "label.rewards.length: reward 'length' has no setting 'lo'; did you mean 'low'",
@@ -64,6 +71,53 @@ def ask_both(opinion: Opinion, first: str, second: str, panel: Panel = JUDGED) -
 def test_check_names_the_fault_and_its_place(panel, told):
     with pytest.raises(UserError, match=f"params.yaml.*{told}"):
         check(Panel(**panel))
+
+
+def test_a_part_may_sit_there_twice_under_keys_of_its_own():
+    """Nine words: 1/2 of the one's 18, all of the other's 9; weights 1 and 2: (1/2 + 2) / 3."""
+    panel = Panel(rewards={"length": {"low": 18}, "short": {"name": "length", "low": 9, "weight": 2}})
+    assert [(seat.key, seat.part.name, seat.weight) for seat in check(panel)] == [
+        ("length", "length", 1.0),
+        ("short", "length", 2.0),
+    ]
+    (found,) = labelling.score(panel, [prompt()], [candidate("word " * 9)], Tools())
+    assert found.scores == {"length": 0.5, "short": 1.0}
+    assert found.score == pytest.approx(2.5 / 3)
+
+
+def test_judges_are_told_apart_by_their_keys():
+    panel = Panel(judges={"one": {"name": "self_pairwise"}, "other": {"name": "self_pairwise", "weight": 0.5}})
+    orders: dict = {}
+    rows = [candidate(text, i, score=score) for i, (text, score) in enumerate([("a", 0.1), ("b", 0.9)])]
+    pair = make_pair(prompt(), rows[1], rows[0], rows, 0.1)
+    rejudge(panel, {"p": prompt()}, [pair], Tools(policy=Opinion(a=0.0, b=1.0)), orders=orders)
+    assert list(orders) == ["one", "other"]
+    assert orders["one"] == orders["other"]
+
+
+SHARED = [
+    ({"length": {}}, {}, "rewards.length: 'length' made labels too"),
+    ({"length": {"weight": 0.5}}, {}, "'length' made labels too"),
+    ({"long": {"name": "length", "low": 20}}, {}, "rewards.long: 'length' made labels too"),
+    ({}, {"self": {"name": "self_pairwise"}}, "judges.self: 'self_pairwise' made labels too"),
+    ({"short": {"name": "length", "low": 3}}, {}, "'short' is the key of another reward in label; give"),
+    ({"length": {"low": 3}}, {}, r"'length' is the key .*; give it a key of its own: `length_too: \{name: length"),
+]
+
+
+def test_the_same_part_with_other_settings_is_somebody_else():
+    other = Panel(rewards={"chrf": {}, "digit_held_out": {"name": "digit", "half": "second"}})
+    apart(
+        Panel(rewards={"digit": {"half": "first"}}, judges={"self_pairwise": {}}), other, where="params.yaml evaluate"
+    )
+
+
+@pytest.mark.parametrize(("rewards", "judges", "told"), SHARED, ids=[told[-24:] for *_, told in SHARED])
+def test_who_made_labels_is_not_independent_under_another_key_or_weight(rewards, judges, told):
+    """Settings are compared as they are filled in: 20 is the default of `low`."""
+    label = Panel(rewards={"length": {}, "short": {"name": "length", "low": 5}}, judges={"self_pairwise": {}})
+    with pytest.raises(UserError, match=f"params.yaml evaluate.*{told}"):
+        apart(label, Panel(rewards=rewards, judges=judges), where="params.yaml evaluate.independent")
 
 
 def test_needs_are_those_of_the_parts():
