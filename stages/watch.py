@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from stages import files, labelling, panel
+from stages import files, labelling, panel, parts
 from stages.errors import UserError
 from stages.panel import Panel, Tools
 from stages.policies.family import check_sampling
@@ -29,13 +29,16 @@ class Watch(Panel):
     candidates: Annotated[int, Field(ge=1)] = 1  # samples of a prompt
     sampler: dict[str, Any] = Field(default_factory=dict)  # settings of the policy's own sampling
     max_drop: Annotated[float, Field(ge=0)] = 3.0  # standard errors that the mean score may fall below step 0's
+    may_lose: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)  # of a reward, in its own unit
 
 
 class Watcher:
     """Samples the same prompts with the same seed at every look, so that what differs is the policy.
 
     Training ends at the first look whose mean score lies more than `max_drop` standard errors below that of step 0,
-    prompt by prompt; the weights of the last look that passed are put back. The last step is looked at too.
+    prompt by prompt, or where the mean of a reward named in `may_lose` is worse than at step 0 by more than that: what
+    the score gains elsewhere does not make up for it, as it does in the mix. So a reward of weight 0 is a guard only.
+    The weights of the last look that passed are put back. The last step is looked at too.
     """
 
     def __init__(
@@ -57,18 +60,15 @@ class Watcher:
         """What a look after `step` steps shows: empty between looks; `watch/stop` where training ends."""
         if step % self.settings.steps and not last:
             return {}
-        k = self.settings.candidates
-        values = [0.0 if c.score is None else c.score for c in self.look(step)]
-        scores = [sum(values[i : i + k]) / k for i in range(0, len(values), k)]  # of a prompt
+        seen = summary(self.look(step), self.settings.candidates)
         if step == 0:
-            files.write_json(self.first, scores)
+            files.write_json(self.first, seen)
             self.keep()
             return {}
-        change, error = paired(json.loads(self.first.read_text()), scores)
-        told = {"watch/score": sum(scores) / len(scores), "watch/change": change, "watch/z": change / max(error, 1e-12)}
-        if told["watch/z"] < -self.settings.max_drop:
+        told, reasons = decide(self.settings, json.loads(self.first.read_text()), seen)
+        if reasons:
             self.put_back()
-            print(f"samples got worse by {-change:.3f}, {-told['watch/z']:.1f} standard errors: stopped at step {step}")
+            print(f"samples got worse: {'; '.join(reasons)}: stopped at step {step}")
             return {**told, "watch/stop": 1.0}
         self.keep()
         return told
@@ -100,11 +100,57 @@ def check(settings: Watch | None, family: str, *, where: str) -> None:
     Raises:
         UserError: naming who.
     """
-    if settings is not None and settings.judges:
+    if settings is None:
+        return
+    if settings.judges:
         raise UserError("watching asks rewards only", where=f"{where}.judges", mend="name rewards")
-    if settings is not None:
-        panel.check(settings, where=where, family=family)
-        check_sampling(settings.sampler, family, where=f"{where}.sampler")
+    panel.check(settings, where=where, family=family)
+    for name in settings.may_lose:
+        if name not in settings.rewards:
+            what = f"'{name}' does not watch"
+            raise UserError(what, where=f"{where}.may_lose", mend=f"add {name}: {{weight: 0}} to {where}.rewards")
+    check_sampling(settings.sampler, family, where=f"{where}.sampler")
+
+
+def summary(scored: Sequence[Candidate], k: int) -> dict[str, Any]:
+    """`score`: the mean of each prompt's `k` candidates; `rewards`: the mean of each over those that it applies to.
+
+    >>> seen = [Candidate(id=f"p/{i}", prompt="p", score=i, scores={"brightness": i / 2}) for i in range(2)]
+    >>> summary(seen, 2)
+    {'score': [0.5], 'rewards': {'brightness': 0.25}}
+    """
+    values = [0.0 if c.score is None else c.score for c in scored]
+    told: dict[str, list[float]] = {}
+    for candidate in scored:
+        for name, value in candidate.scores.items():
+            told.setdefault(name, []).append(value)
+    return {
+        "score": [sum(values[i : i + k]) / k for i in range(0, len(values), k)],
+        "rewards": {name: sum(values) / len(values) for name, values in told.items()},
+    }
+
+
+def decide(settings: Watch, before: dict[str, Any], after: dict[str, Any]) -> tuple[dict[str, float], list[str]]:
+    """What a look tells, and the reasons to end training there, of the summaries of step 0 and of the look."""
+    change, error = paired(before["score"], after["score"])
+    z = change / max(error, 1e-12)
+    told = {"watch/score": sum(after["score"]) / len(after["score"]), "watch/change": change, "watch/z": z}
+    told |= {f"watch/{name}": value for name, value in after["rewards"].items()}
+    reasons = [f"the score by {-change:.3f}, {-z:.1f} standard errors"] if z < -settings.max_drop else []
+    for name, limit in settings.may_lose.items():
+        if name in before["rewards"] and name in after["rewards"]:
+            lost = fall(parts.find("reward", name).spec, before["rewards"][name], after["rewards"][name])
+            reasons += [f"{name} by {lost:.3f}"] if lost > limit else []
+    return told, reasons
+
+
+def fall(spec: parts.Spec, before: float, after: float) -> float:
+    """By how much a reward became worse, in its own unit.
+
+    >>> fall(parts.Spec(), -1.0, -1.5), fall(parts.Spec(higher=False), 3.0, 2.0)
+    (0.5, -1.0)
+    """
+    return before - after if spec.higher else after - before
 
 
 def paired(before: Sequence[float], after: Sequence[float]) -> tuple[float, float]:

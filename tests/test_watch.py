@@ -15,7 +15,7 @@ from stages.optimize.run import Settings, check
 from stages.panel import Tools
 from stages.policies.image import Policy
 from stages.records import Message, Prompt
-from stages.watch import Watch, Watcher, paired
+from stages.watch import Watch, Watcher, decide, paired
 from tests.image.test_policy import bare
 
 WORDS = ("zero", "one", "two", "three", "two", "one", "three", "zero")
@@ -95,7 +95,7 @@ def test_training_that_makes_samples_better_is_watched_to_its_end(client, tmp_pa
     assert list(told) == [2, 4, 6, 8, 9], "the last step is looked at too"
     assert all(row["watch/z"] > 0 for row in told.values())
     assert told[9]["watch/change"] > told[2]["watch/change"] > 0
-    first = json.loads(Path("scratch/first.json").read_text())
+    first = json.loads(Path("scratch/first.json").read_text())["score"]
     for row in told.values():
         assert row["watch/score"] - sum(first) / len(first) == pytest.approx(row["watch/change"])
     assert equal(weights(seen.policy), seen.weights[STEPS])
@@ -150,7 +150,7 @@ def test_looks_are_paired_and_the_same_each_time(client):
     assert looker(1) == {}
     still = looker(2)
     assert (still["watch/change"], still["watch/z"]) == (0.0, 0.0)
-    before = json.loads(looker.first.read_text())
+    before = json.loads(looker.first.read_text())["score"]
     assert len(before) == 8
     darken(policy)
     told = looker(4)
@@ -171,7 +171,36 @@ def test_a_score_is_that_of_a_prompt(client):
     scored = looker.look(0)
     assert len(scored) == 12
     means = [sum(c.score for c in scored[i : i + 4]) / 4 for i in (0, 4, 8)]
-    assert json.loads(looker.first.read_text()) == pytest.approx(means)
+    assert json.loads(looker.first.read_text())["score"] == pytest.approx(means)
+
+
+def test_a_score_that_rises_does_not_hide_a_reward_that_may_not_be_lost(client, capsys):
+    """Images that get brighter get less dark: their score rises for ever, and a guard without weight ends it."""
+    guarded = {"rewards": {**BRIGHT, "incompressibility": {"weight": 0}}}
+    free, rows, _ = train(Path("free"), towards=1, rate=0.05, **guarded)
+    curve = {row["step"]: row["watch/incompressibility"] for row in rows if "watch/score" in row}
+    start = json.loads(Path("free/first.json").read_text())["rewards"]["incompressibility"]
+    limit = (start - min(curve.values())) / 2
+    assert limit > 0, "a white image is small"
+    broken = min(step for step, value in curve.items() if start - value > limit)
+    held, rows, _ = train(Path("held"), towards=1, rate=0.05, **guarded, may_lose={"incompressibility": limit})
+    assert rows[-1]["step"] == broken
+    assert rows[-1]["watch/stop"] == 1.0
+    assert rows[-1]["watch/z"] > 0, "the score itself had nothing against it"
+    passed = max(step for step in (0, *curve) if step < broken)
+    assert equal(weights(held.policy), free.weights[passed])
+    assert "incompressibility by" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("after", "ends"), [(-1.0, False), (-1.5, False), (-1.6, True), (0.0, False)])
+def test_a_reward_may_lose_as_much_as_it_may(after, ends):
+    watch = Watch(rewards={"digit": {}}, may_lose={"digit": 0.5})
+    score = [0.5, 0.6]
+    told, reasons = decide(
+        watch, {"score": score, "rewards": {"digit": -1.0}}, {"score": score, "rewards": {"digit": after}}
+    )
+    assert told["watch/digit"] == after
+    assert reasons == (["digit by 0.600"] if ends else [])
 
 
 def test_the_best_and_the_worst_and_the_scores_reach_mlflow(client):
@@ -193,6 +222,7 @@ MISTAKES = [
     ({}, "optimize.watch: no reward or judge has a weight"),
     ({"rewards": {"brightnes": {}}}, "did you mean 'brightness'?"),
     ({"rewards": {"relevance": {}}}, "reward 'relevance' does not fit the family 'image'"),
+    ({"rewards": BRIGHT, "may_lose": {"digit": 0.5}}, "optimize.watch.may_lose: 'digit' does not watch"),
     ({"rewards": BRIGHT, "judges": {"self_pairwise": {}}}, "optimize.watch.judges: watching asks rewards only"),
     ({"rewards": BRIGHT, "sampler": {"stps": 3}}, "optimize.watch.sampler: the family 'image' samples without 'stps'"),
 ]
