@@ -113,10 +113,12 @@ def named(kind: str, key: str, entry: dict[str, Any], *, where: str) -> parts.Pa
     """
     if "name" in entry:
         return parts.find(kind, str(entry["name"]), where=f"{where}.name")
-    if key not in parts.names(kind):
-        mend = f"{nearest(key, parts.names(kind))}, or say whose key it is: {{name: ...}}"
-        raise UserError(f"no {kind} is called '{key}'", where=where, mend=mend)
-    return parts.find(kind, key, where=where)
+    try:
+        return parts.find(kind, key, where=where)
+    except UserError as error:
+        if error.mend.startswith("known"):  # it is no slip of the pen
+            raise UserError(error.what, where=where, mend=f"name the part: `name: ...`; {error.mend}") from None
+        raise
 
 
 def apart(first: Panel, second: Panel, *, where: str) -> None:

@@ -48,7 +48,7 @@ def ask_both(opinion: Opinion, first: str, second: str, panel: Panel = JUDGED) -
             "label.rewards.relevanse: no reward is called 'relevanse'; did you mean 'relevance'",
         ),
         ({"judges": {"self": {}}}, "label.judges.self: no judge is called 'self'"),
-        ({"rewards": {"long": {"low": 3}}}, r"no reward is called 'long'; .*, or say whose key it is: \{name: ...\}"),
+        ({"rewards": {"held_out": {"low": 3}}}, "no reward is called 'held_out'; name the part: `name: ...`; known: "),
         (
             {"rewards": {"long": {"name": "lenght"}}},
             "label.rewards.long.name: no reward is called 'lenght'; did you mean 'length'",
