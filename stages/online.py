@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import torch
 from pydantic import Field
@@ -103,25 +103,46 @@ def learn(
         journal: where metrics go.
         watch: called after each step.
     """
-    updates = Updates(policy, reference, settings, tools, run.seed)
+    assert settings.online is not None
+    learner = updates(policy, reference, settings, tools, run.seed)
     return loop.train(
         policy,
         prompts,
-        updates.loss,
+        learner.loss,
         settings,
         seed=run.seed,
         scratch=scratch,
         journal=journal,
         size=lambda prompt: 0,
         label="online",
-        repeats=updates.online.num_iterations,
-        begin=updates.begin,
+        repeats=settings.online.num_iterations,
+        begin=learner.begin,
         watch=watch,
     )
 
 
-class Updates:
-    """The samples of the step at hand, and the loss of those that share a forward pass."""
+class Updates(Protocol):
+    """What the loop asks of a way to learn from the policy's own samples."""
+
+    def begin(self, batch: Sequence[Prompt], epoch: int) -> None:
+        """A step begins, with all of its prompts."""
+        ...
+
+    def loss(self, batch: Sequence[Prompt], epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Losses `[b]` and statistics `[b]` of some of them, means over the samples of each prompt."""
+        ...
+
+
+def updates(policy: Policy, reference: Policy | None, settings: Optimize, tools: Tools, seed: int) -> Updates:
+    """The way to learn that the objective takes: from scored samples, or through the sampling itself."""
+    objective, _ = settings.objective.part("objective", "optimize.objective")
+    if objective.feedback == "Pathwise":
+        return PathwiseUpdates(policy, settings, seed)
+    return SampledUpdates(policy, reference, settings, tools, seed)
+
+
+class SampledUpdates:
+    """The scored samples of the step at hand, and the loss of those that share a forward pass."""
 
     def __init__(self, policy: Policy, reference: Policy | None, settings: Optimize, tools: Tools, seed: int) -> None:
         assert settings.online is not None
@@ -134,9 +155,8 @@ class Updates:
 
     def begin(self, batch: Sequence[Prompt], epoch: int) -> None:
         """Draw and score the samples of all prompts of a step; an update that repeats the step keeps them."""
-        name = f"{seed_of(self.seed, epoch)}:{together(batch)}"
-        if name == self.name or self.objective.feedback == "Pathwise":
-            self.name = name
+        name = step_name(self.seed, epoch, batch)
+        if name == self.name:
             return
         parts = [batch[i : i + self.at_once] for i in range(0, len(batch), self.at_once)]
         drawn = [draw(self.policy, part, self.online, self.tools, self.seed, epoch) for part in parts]
@@ -148,17 +168,33 @@ class Updates:
         self.held, self.name = dict(zip(map(together, parts), drawn, strict=True)), name
 
     def loss(self, batch: Sequence[Prompt], epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Losses `[b]` and statistics `[b]`, means over the samples of each prompt."""
-        if self.objective.feedback == "Pathwise":
-            sampling = pathwise(self.policy, batch, self.online, self.seed, epoch, self.name)
-            losses, stats = self.objective.function(sampling, **self.chosen)
-            return by_prompt(losses, stats, len(batch))
+        """The objective's losses and statistics, with the mean reward of each prompt and its spread."""
         samples = self.held[together(batch)]
         steps = priced(self.policy, self.reference, samples, self.objective.spec.needs)
         groups = grouped(steps, samples.reward, samples.advantage)
         losses, stats = self.objective.function(groups, **self.chosen)
         reward = {"reward": groups.reward.mean(-1), "reward_std": groups.reward.std(-1)}
         return by_prompt(losses, {**stats, **reward}, len(batch))
+
+
+class PathwiseUpdates:
+    """Sampling anew for every update, with a gradient through it."""
+
+    def __init__(self, policy: Policy, settings: Optimize, seed: int) -> None:
+        assert settings.online is not None
+        self.policy, self.online, self.seed = policy, settings.online, seed
+        self.objective, self.chosen = settings.objective.part("objective", "optimize.objective")
+        self.name = ""  # of the step
+
+    def begin(self, batch: Sequence[Prompt], epoch: int) -> None:
+        """Name the step: its forward passes share their random choices."""
+        self.name = step_name(self.seed, epoch, batch)
+
+    def loss(self, batch: Sequence[Prompt], epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """The objective's losses and statistics."""
+        sampling = pathwise(self.policy, batch, self.online, self.seed, epoch, self.name)
+        losses, stats = self.objective.function(sampling, **self.chosen)
+        return by_prompt(losses, stats, len(batch))
 
 
 def seed_of(seed: int, epoch: int) -> int:
@@ -169,6 +205,11 @@ def seed_of(seed: int, epoch: int) -> int:
 def together(prompts: Sequence[Prompt]) -> str:
     """A name of these prompts."""
     return ",".join(prompt.id for prompt in prompts)
+
+
+def step_name(seed: int, epoch: int, prompts: Sequence[Prompt]) -> str:
+    """A name of the step of an epoch that takes these prompts."""
+    return f"{seed_of(seed, epoch)}:{together(prompts)}"
 
 
 def draw(policy: Policy, prompts: Sequence[Prompt], online: Online, tools: Tools, seed: int, epoch: int) -> Samples:

@@ -10,7 +10,7 @@ from stages import images, loop, online, parts, preferences
 from stages.config import Choice, Run
 from stages.errors import UserError
 from stages.learn import Optimize
-from stages.online import Online, Updates
+from stages.online import Online, SampledUpdates, Updates, updates
 from stages.optimize.run import Settings, check
 from stages.panel import Tools
 from stages.policies import tiny
@@ -78,12 +78,12 @@ def weights(policy) -> dict[str, torch.Tensor]:
 
 
 def begun(policy, settings: Optimize, prompts=PROMPTS, epoch: int = 0) -> Updates:
-    updates = Updates(policy, image_policy(settings.objective.name), settings, Tools(), seed=4)
-    updates.begin(prompts, epoch)
-    return updates
+    made = updates(policy, image_policy(settings.objective.name), settings, Tools(), seed=4)
+    made.begin(prompts, epoch)
+    return made
 
 
-def pictures(updates: Updates) -> dict[str, str]:
+def pictures(updates: SampledUpdates) -> dict[str, str]:
     """Image or text of every sample, by its name."""
     held = [item for samples in updates.held.values() for item in samples.items]
     return {item.id: item.completion.image or item.completion.text for item in held}
