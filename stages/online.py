@@ -4,22 +4,37 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from stages import labelling, loop, panel
-from stages.batches import Groups, Item, Pathwise, Steps
+from stages.average import Average
+from stages.batches import Item, Pathwise, Steps
 from stages.config import Choice, Run
 from stages.errors import UserError
 from stages.panel import Panel, Tools
 from stages.parts import Part
 from stages.policies.family import check_sampling
-from stages.records import Candidate, Prompt
+from stages.records import Prompt
+from stages.reduce import average
+from stages.samples import (
+    Pass,
+    Samples,
+    by_prompt,
+    draw,
+    grouped,
+    learned,
+    outcomes,
+    seed_of,
+    step_name,
+    together,
+    untied,
+)
 
 if TYPE_CHECKING:
     from stages.journal import Journal
@@ -37,17 +52,9 @@ class Online(Panel):
     num_generations: Annotated[int, Field(ge=2)] = 8  # K samples of a prompt
     num_iterations: Annotated[int, Field(ge=1)] = 1  # updates on the same samples
     advantage: Choice = Choice(name="group")
+    ties: Literal["keep", "drop"] = "keep"  # drop: a prompt whose samples all score alike leaves the step and its mean
+    ema_beta: Annotated[float, Field(ge=0)] = 0.0  # pull towards a moving average of the policy, see stages/average.py
     sampler: dict[str, Any] = Field(default_factory=dict)  # settings of the policy's own sampling
-
-
-@dataclass
-class Samples:
-    """What one forward pass learns from; kept for the updates that share it."""
-
-    items: list[Item]
-    reward: Tensor  # [g,k]
-    advantage: Tensor | None = None  # [g,k], of all samples of the step
-    old: Tensor | None = None  # [g*k,t], filled by the first update: until then the policy is its own behaviour
 
 
 def check(objective: Part, settings: Online | None, family: str, *, where: str) -> None:
@@ -62,9 +69,12 @@ def check(objective: Part, settings: Online | None, family: str, *, where: str) 
     seats = panel.check(settings, where=f"{where}.online", family=family)
     settings.advantage.part("advantage", f"{where.removeprefix('params.yaml ')}.online.advantage")
     check_sampling(settings.sampler, family, where=f"{where}.online.sampler")
+    if settings.ema_beta and "kl" not in objective.spec.needs:
+        what = f"objective '{objective.name}' measures no divergence, and none from a moving average"
+        raise UserError(what, where=f"{where}.online.ema_beta", mend="remove it, or choose awm or flow_grpo")
     if objective.feedback == "Pathwise":
-        for name, idle in (("num_iterations", settings.num_iterations > 1), ("sampler", bool(settings.sampler))):
-            if idle:
+        for name in ("num_iterations", "sampler", "ties"):
+            if getattr(settings, name) != Online.model_fields[name].get_default(call_default_factory=True):
                 what = f"objective '{objective.name}' samples anew for every update, as run.policy says"
                 raise UserError(what, where=f"{where}.online.{name}", mend="remove it")
         for seat in seats:
@@ -104,9 +114,10 @@ def learn(
         watch: called after each step.
     """
     assert settings.online is not None
-    learner = updates(policy, reference, settings, tools, run.seed)
+    behind = Average(policy) if settings.online.ema_beta else None
+    learner = updates(policy, reference, settings, tools, run.seed, behind)
     return loop.train(
-        policy,
+        behind or policy,
         prompts,
         learner.loss,
         settings,
@@ -117,7 +128,7 @@ def learn(
         label="online",
         repeats=settings.online.num_iterations,
         begin=learner.begin,
-        watch=watch,
+        watch=behind.watched(watch) if behind else watch,
     )
 
 
@@ -133,24 +144,40 @@ class Updates(Protocol):
         ...
 
 
-def updates(policy: Policy, reference: Policy | None, settings: Optimize, tools: Tools, seed: int) -> Updates:
+def updates(
+    policy: Policy,
+    reference: Policy | None,
+    settings: Optimize,
+    tools: Tools,
+    seed: int,
+    behind: Average | None = None,
+) -> Updates:
     """The way to learn that the objective takes: from scored samples, or through the sampling itself."""
     objective, _ = settings.objective.part("objective", "optimize.objective")
     if objective.feedback == "Pathwise":
         return PathwiseUpdates(policy, settings, seed)
-    return SampledUpdates(policy, reference, settings, tools, seed)
+    return SampledUpdates(policy, reference, settings, tools, seed, behind)
 
 
 class SampledUpdates:
     """The scored samples of the step at hand, and the loss of those that share a forward pass."""
 
-    def __init__(self, policy: Policy, reference: Policy | None, settings: Optimize, tools: Tools, seed: int) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        reference: Policy | None,
+        settings: Optimize,
+        tools: Tools,
+        seed: int,
+        behind: Average | None = None,
+    ) -> None:
         assert settings.online is not None
-        self.policy, self.reference, self.tools, self.seed = policy, reference, tools, seed
-        self.online, self.at_once = settings.online, settings.per_device_train_batch_size
+        self.policy, self.reference, self.behind = policy, reference, behind
+        self.online, self.tools, self.seed = settings.online, tools, seed
+        self.at_once = settings.per_device_train_batch_size
         self.objective, self.chosen = settings.objective.part("objective", "optimize.objective")
         self.advantage, self.advantages = self.online.advantage.part("advantage", "optimize.online.advantage")
-        self.held: dict[str, Samples] = {}  # by the prompts of a forward pass
+        self.held: dict[str, Pass] = {}  # by the prompts of a forward pass
         self.name = ""  # of the step
 
     def begin(self, batch: Sequence[Prompt], epoch: int) -> None:
@@ -160,21 +187,31 @@ class SampledUpdates:
             return
         parts = [batch[i : i + self.at_once] for i in range(0, len(batch), self.at_once)]
         drawn = [draw(self.policy, part, self.online, self.tools, self.seed, epoch) for part in parts]
+        reward, sizes = torch.cat([samples.reward for samples in drawn]), list(map(len, parts))
         if "advantage" in self.objective.spec.needs:
-            whole = outcomes(torch.cat([samples.reward for samples in drawn]))
-            advantage = self.advantage.function(whole, **self.advantages).detach()
-            for samples, values in zip(drawn, advantage.split(list(map(len, parts))), strict=True):
+            advantage = self.advantage.function(outcomes(reward), **self.advantages).detach()
+            for samples, values in zip(drawn, advantage.split(sizes), strict=True):
                 samples.advantage = values
-        self.held, self.name = dict(zip(map(together, parts), drawn, strict=True)), name
+        weight = untied(reward) if self.online.ties == "drop" else torch.ones_like(reward[:, 0])
+        self.held = {
+            together(part): learned(samples, shares)
+            for part, samples, shares in zip(parts, drawn, weight.split(sizes), strict=True)
+        }
+        self.name = name
 
     def loss(self, batch: Sequence[Prompt], epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The objective's losses and statistics, with the mean reward of each prompt and its spread."""
-        samples = self.held[together(batch)]
+        held = self.held[together(batch)]
+        samples = held.samples
         steps = priced(self.policy, self.reference, samples, self.objective.spec.needs)
-        groups = grouped(steps, samples.reward, samples.advantage)
-        losses, stats = self.objective.function(groups, **self.chosen)
-        reward = {"reward": groups.reward.mean(-1), "reward_std": groups.reward.std(-1)}
-        return by_prompt(losses, {**stats, **reward}, len(batch))
+        losses, stats = self.objective.function(grouped(steps, samples.reward, samples.advantage), **self.chosen)
+        losses, stats = by_prompt(losses, stats, len(held.rows))
+        if self.behind is not None:
+            away, _ = by_prompt(divergence(self.policy, self.behind.copy, samples.items), {}, len(held.rows))
+            losses, stats = losses + self.online.ema_beta * away, stats | {"ema_kl": away.detach()}
+        stats = {name: held.spread(values) for name, values in stats.items()}
+        reward = {"reward": held.reward.mean(-1), "reward_std": held.reward.std(-1)}
+        return held.spread(losses), stats | reward
 
 
 class PathwiseUpdates:
@@ -197,36 +234,6 @@ class PathwiseUpdates:
         return by_prompt(losses, stats, len(batch))
 
 
-def seed_of(seed: int, epoch: int) -> int:
-    """The seed of an epoch's samples: they differ from those of other epochs, and of the stages before."""
-    return seed + 1_000_003 * (epoch + 1)
-
-
-def together(prompts: Sequence[Prompt]) -> str:
-    """A name of these prompts."""
-    return ",".join(prompt.id for prompt in prompts)
-
-
-def step_name(seed: int, epoch: int, prompts: Sequence[Prompt]) -> str:
-    """A name of the step of an epoch that takes these prompts."""
-    return f"{seed_of(seed, epoch)}:{together(prompts)}"
-
-
-def draw(policy: Policy, prompts: Sequence[Prompt], online: Online, tools: Tools, seed: int, epoch: int) -> Samples:
-    """K samples of each prompt with their scores; another epoch draws others."""
-    drawn = policy.sample(prompts, online.num_generations, seed=seed_of(seed, epoch), **online.sampler)
-    scored = labelling.score(online, labelling.align(list(prompts), drawn), drawn, tools)
-    reward = torch.tensor([0.0 if c.score is None else c.score for c in scored], device=policy.device)
-    by_id = {prompt.id: prompt for prompt in prompts}
-    items = [item(by_id[c.prompt], c, epoch) for c in drawn]
-    return Samples(items, reward.view(len(prompts), -1))
-
-
-def item(prompt: Prompt, candidate: Candidate, epoch: int) -> Item:
-    """A sample to be priced; the samples of a prompt share their draw."""
-    return Item(candidate.id, prompt.messages, labelling.completion(candidate), f"{prompt.id}~{epoch}")
-
-
 def priced(policy: Policy, reference: Policy | None, samples: Samples, needs: tuple[str, ...]) -> Steps:
     """Steps of the samples with what the objective needs beside the log-probs."""
     wanted = reference if {"reference", "kl"} & set(needs) else None
@@ -235,25 +242,11 @@ def priced(policy: Policy, reference: Policy | None, samples: Samples, needs: tu
     return replace(steps, old=samples.old)
 
 
-def grouped(steps: Steps, reward: Tensor, advantage: Tensor | None = None) -> Groups:
-    """Rows `[g*k,...]` as groups `[g,k,...]`."""
-    split = {name: value.unflatten(0, reward.shape) for name, value in vars(steps).items() if value is not None}
-    valid = torch.ones_like(reward, dtype=torch.bool)
-    return Groups(Steps(**split), reward=reward, valid=valid, advantage=advantage)
-
-
-def outcomes(reward: Tensor) -> Groups:
-    """Rewards `[g,k]` of finished samples as groups, each sample one step: what an advantage is made of."""
-    flat = reward.flatten()[:, None]
-    return grouped(Steps(torch.zeros_like(flat), torch.ones_like(flat, dtype=torch.bool)), reward)
-
-
-def by_prompt(losses: Tensor, stats: dict[str, Tensor], count: int) -> tuple[Tensor, dict[str, Tensor]]:
-    """Means over whatever a prompt has several of: `[count,...]` or `[count * k]` -> `[count]`."""
-    return (
-        losses.reshape(count, -1).mean(-1),
-        {name: value.detach().reshape(count, -1).float().mean(-1) for name, value in stats.items()},
-    )
+def divergence(policy: Policy, other: Policy, items: Sequence[Item]) -> Tensor:
+    """The mean over its steps of how far the policy is from another one on each item: `[b]`, differentiable."""
+    steps = policy.log_probs(items, reference=other)
+    assert steps.kl is not None, "this family measures no divergence"
+    return average(steps.kl, steps.mask)
 
 
 def pathwise(policy: Policy, prompts: Sequence[Prompt], online: Online, seed: int, epoch: int, name: str) -> Pathwise:

@@ -85,7 +85,7 @@ def begun(policy, settings: Optimize, prompts=PROMPTS, epoch: int = 0) -> Update
 
 def pictures(updates: SampledUpdates) -> dict[str, str]:
     """Image or text of every sample, by its name."""
-    held = [item for samples in updates.held.values() for item in samples.items]
+    held = [item for one in updates.held.values() for item in one.samples.items]
     return {item.id: item.completion.image or item.completion.text for item in held}
 
 
@@ -107,7 +107,8 @@ def test_samples_are_scored_by_what_they_show_and_those_of_a_prompt_share_their_
     draws = {}
     for epoch in (0, 1):
         updates.begin(PROMPTS, epoch)
-        for samples in updates.held.values():
+        for one in updates.held.values():
+            samples = one.samples
             bright = [float(images.decode(item.completion.image).mean() + 1) / 2 for item in samples.items]
             assert samples.reward.flatten().tolist() == pytest.approx(bright, abs=1e-6)
             for item in samples.items:
@@ -220,11 +221,67 @@ def test_a_step_of_a_language_model_is_the_same_in_one_forward_pass_or_in_many(f
 
 def test_the_advantage_is_of_all_samples_of_the_step():
     updates = begun(image_policy(), configured(asked={"advantage": Choice(name="group", std="batch")}))
-    parts_of = list(updates.held.values())
+    parts_of = [one.samples for one in updates.held.values()]
     reward, advantage = (torch.cat([getattr(s, name) for s in parts_of]) for name in ("reward", "advantage"))
     assert [len(s.reward) for s in parts_of] == [2, 2, 2]
     wanted = (reward - reward.mean(1, keepdim=True)) / (reward.std(correction=0) + 1e-4)
     torch.testing.assert_close(advantage, wanted)
+
+
+# -------------------------------------------------------------------------------------------------- ties
+
+MIXED = [prompt.model_copy(update={"answer": "1" if i % 2 else None}) for i, prompt in enumerate(PROMPTS)]
+DIGIT = {"rewards": {"digit": {}}}  # says nothing of a prompt without an answer: its samples tie
+
+
+@pytest.mark.parametrize("size", [4, 1])
+@pytest.mark.parametrize("name", ["ddpo", "flow_grpo"])
+def test_dropped_ties_leave_the_mean_of_the_step(name, size):
+    """Two of four prompts tie: without a pull the others' gradient counts twice, and so do their statistics."""
+    free = {"beta": 0.0} if name == "flow_grpo" else {}
+    found, told = {}, {}
+    for ties in ("keep", "drop"):
+        policy = image_policy(name)
+        settings = configured(name, {**DIGIT, "ties": ties}, free, per_device_train_batch_size=size)
+        updates = begun(policy, settings, MIXED[:4])
+        told[ties] = loop.accumulate(updates.loss, MIXED[:4], 0, size)
+        found[ties] = {key: p.grad.clone() for key, p in policy.parameters().items() if p.grad is not None}
+    assert sum(float(value.abs().sum()) for value in found["keep"].values()) > 0
+    for key, value in found["keep"].items():
+        torch.testing.assert_close(found["drop"][key], 2 * value, rtol=1e-5, atol=1e-9)
+    assert told["drop"]["reward"] == told["keep"]["reward"]
+    assert told["drop"]["loss"] == pytest.approx(2 * told["keep"]["loss"], abs=1e-6)
+
+
+def test_dropped_ties_are_pulled_nowhere_and_are_not_priced():
+    """Away from the reference a prompt that ties still has its divergence where it is kept: beta * kl."""
+    found = {}
+    for ties in ("keep", "drop"):
+        policy = image_policy("flow_grpo")
+        policy.model.outer.weight.data += 0.01
+        settings = configured("flow_grpo", {**DIGIT, "ties": ties}, {"beta": 0.5}, per_device_train_batch_size=4)
+        updates = begun(policy, settings, MIXED[:4])
+        (one,) = updates.held.values()
+        found[ties] = updates.loss(MIXED[:4], 0)[0].detach(), {item.id.split("/")[0] for item in one.samples.items}
+    assert found["keep"][1] == {"p0", "p1", "p2", "p3"}
+    assert found["drop"][1] == {"p1", "p3"}
+    assert (found["keep"][0][[0, 2]] > 0).all()
+    assert found["drop"][0][[0, 2]].tolist() == [0, 0]
+    torch.testing.assert_close(found["drop"][0][[1, 3]], 2 * found["keep"][0][[1, 3]])
+
+
+def test_a_step_of_ties_alone_moves_nothing(tmp_path):
+    policy = image_policy("flow_grpo")
+    before = weights(policy)
+    rows = learn(policy, tmp_path, configured("flow_grpo", {**DIGIT, "ties": "drop"}), prompts=PROMPTS)
+    assert [row["grad_norm"] for row in rows] == [0.0] * 3
+    assert all(torch.equal(value, before[key]) for key, value in weights(policy).items())
+
+
+def test_without_ties_dropping_them_changes_nothing(tmp_path):
+    asked = ({"ties": ties, "num_iterations": 2} for ties in ("keep", "drop"))
+    kept, dropped = (learn(image_policy(), tmp_path / str(i), configured(asked=a)) for i, a in enumerate(asked))
+    assert kept == dropped
 
 
 # -------------------------------------------------------------------------------------------------- learning
@@ -286,6 +343,7 @@ MISTAKES = [
     ("ddpo", TEXT, {"rewards": {"length": {}}, "sampler": {"steps": 3}}, "the family 'text' samples without 'steps'"),
     ("draft", IMAGE, {"rewards": {"compressibility": {}}}, "reward 'compressibility' has no gradient"),
     ("draft", IMAGE, {**BRIGHT, "judges": {"self_pairwise": {}}}, "judge 'self_pairwise'"),
+    ("alignprop", IMAGE, {**BRIGHT, "ties": "drop"}, "optimize.online.ties: objective 'alignprop' samples anew"),
     ("draft", IMAGE, {**BRIGHT, "num_iterations": 2}, "optimize.online.num_iterations: objective 'draft' samples anew"),
     ("alignprop", IMAGE, {**BRIGHT, "sampler": {"steps": 3}}, "optimize.online.sampler: objective 'alignprop' samples"),
 ]

@@ -45,7 +45,8 @@ def flow_grpo(
     Differences from the paper:
         1. kl is the divergence of the two Gaussians. The authors' code leaves the step size out of its denominator,
            which makes its beta weaker by a factor of about the number of steps.
-        2. A group whose rewards are all equal stays in the mean with a loss of beta * kl; their code drops it.
+        2. A group whose rewards are all equal stays in the mean with a loss of beta * kl; their code drops it, as
+           `optimize.online.ties: drop` does for any objective that learns from samples.
 
     Example: at rho = 1 a step costs -A, and beta = 0.5 adds half of its kl.
 
