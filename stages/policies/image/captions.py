@@ -8,26 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-Embed = Callable[[Sequence[str]], Tensor]  # captions to `[n, ...]`; the empty caption is the unconditional one
+from stages.policies.image.conventions import WORDS, Condition
+from stages.policies.image.memory import Memory
 
-
-class TextEmbed(nn.Module):
-    """The last hidden states of a Hugging Face text encoder, `[n, s, d]`."""
-
-    def __init__(self, tokenizer: Any, text_encoder: Any) -> None:
-        super().__init__()
-        self.tokenizer, self.text_encoder = tokenizer, text_encoder
-
-    def forward(self, captions: Sequence[str]) -> Tensor:
-        """Encode captions as diffusers' pipelines do: padded to the tokenizer's full length."""
-        ids = self.tokenizer(
-            list(captions),
-            padding="max_length",
-            max_length=self.tokenizer.model_max_length,
-            truncation=True,
-            return_tensors="pt",
-        ).input_ids
-        return self.text_encoder(ids.to(self.text_encoder.device))[0]
+Embed = Callable[[Sequence[str]], Tensor | Condition]  # `[n, ...]` each; the empty caption is the unconditional one
 
 
 class Captions:
@@ -35,7 +19,7 @@ class Captions:
 
     def __init__(self, embed: Embed, device: Any) -> None:
         self.embed, self.device = embed, device
-        self.known: dict[str, Tensor] = {}
+        self.known = Memory()
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """What an optimizer moves, by name."""
@@ -43,15 +27,22 @@ class Captions:
             return {}
         return {name: p for name, p in self.embed.named_parameters() if p.requires_grad}
 
-    def __call__(self, captions: Sequence[str]) -> Tensor:
-        """The condition of each caption, `[n, ...]`; equal captions are computed once."""
+    def __call__(self, captions: Sequence[str]) -> Condition:
+        """The condition of each caption, `[n, ...]` each; equal captions are computed once."""
         place = {caption: i for i, caption in enumerate(dict.fromkeys(captions))}
         if self.parameters():
-            table = self.embed(list(place)).to(self.device)
+            table = self._encode(list(place))
         else:
-            unseen = [caption for caption in place if caption not in self.known]
-            if unseen:
-                with torch.no_grad():
-                    self.known.update(zip(unseen, self.embed(unseen).to(self.device), strict=True))
-            table = torch.stack([self.known[caption] for caption in place])
-        return table[torch.tensor([place[caption] for caption in captions], device=self.device)]
+            rows = [self.known[caption] if caption in self.known else self._learn(caption) for caption in place]
+            table = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+        at = torch.tensor([place[caption] for caption in captions], device=self.device)
+        return {name: values.to(self.device)[at] for name, values in table.items()}
+
+    @torch.no_grad()
+    def _learn(self, caption: str) -> Condition:
+        """Encode a caption, alone: its numbers do not depend on the batch that it was first met in."""
+        return self.known.keep(caption, {name: values[0] for name, values in self._encode([caption]).items()})
+
+    def _encode(self, captions: Sequence[str]) -> Condition:
+        found = self.embed(captions)
+        return {WORDS: found} if isinstance(found, Tensor) else found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,8 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stages.images import decode as read
-
-REMEMBERED = 2**29  # bytes of encoded pictures that are kept
+from stages.policies.image.memory import Memory
 
 
 def fit(pixels: Tensor, channels: int, side: tuple[int, int]) -> Tensor:
@@ -23,12 +23,20 @@ def fit(pixels: Tensor, channels: int, side: tuple[int, int]) -> Tensor:
     return F.interpolate(pixels[None], side, mode="bilinear", antialias=True, align_corners=False)[0]
 
 
+def factor(vae: Any, patch: int) -> int:
+    """Side in pixels of what becomes one latent: of the autoencoder's, or else of a block of pixels."""
+    return patch if vae is None else int(2 ** (len(vae.config.block_out_channels) - 1))
+
+
 class Codec:
     """Between pixels in [-1, 1] and latents.
 
     Without an autoencoder they are the same, or blocks of `patch x patch` pixels become channels (pixel_unshuffle): a
     denoiser of a quarter of the side costs a sixteenth, and nothing is lost. Blocks are scaled by 1 / patch: the mean
     of a block is then as noisy as a pixel would be, so that what a picture shows is decided over all noise levels.
+
+    An autoencoder gives the mode of its posterior, not a draw: a picture has one set of latents, which the policy and
+    its reference share and which can be kept.
     """
 
     def __init__(
@@ -36,28 +44,27 @@ class Codec:
     ) -> None:
         """`shape` is that of the latents `[c,h,w]`."""
         self.vae, self.shape, self.dtype, self.device = vae, shape, dtype, device
-        self.channels, self.factor, self.scale, self.shift = shape[0] // patch**2, patch, 1.0 / patch, 0.0
+        self.channels, self.scale, self.shift = shape[0] // patch**2, 1.0 / patch, 0.0
+        self.factor = factor(vae, patch)
         if vae is not None:
             vae.requires_grad_(False).eval()
             self.channels = int(vae.config.in_channels)
-            self.factor = 2 ** (len(vae.config.block_out_channels) - 1)
             self.scale = float(getattr(vae.config, "scaling_factor", 1.0))
             self.shift = float(getattr(vae.config, "shift_factor", None) or 0.0)
         self.side = (shape[1] * self.factor, shape[2] * self.factor)  # of the pictures
-        self.known: dict[str, Tensor] = {}
-        self.room = REMEMBERED // (4 * shape[0] * shape[1] * shape[2])
+        self.known = Memory()  # by a digest of the picture
 
     @torch.no_grad()
     def encode(self, images: Sequence[str]) -> Tensor:
         """Latents `[n,c,h,w]` of pictures in base64; a picture is read and encoded once."""
-        unseen = [image for image in dict.fromkeys(images) if image not in self.known]
-        found: dict[str, Tensor] = {}
-        if unseen:
-            pixels = torch.stack([fit(read(image), self.channels, self.side) for image in unseen])
-            found = dict(zip(unseen, self._latents(pixels.to(self.device, self.dtype)), strict=True))
-            if len(self.known) + len(found) <= self.room:
-                self.known.update(found)
-        return torch.stack([found[image] if image in found else self.known[image] for image in images])
+        keys = [hashlib.blake2b(image.encode(), digest_size=16).hexdigest() for image in images]
+        found = {key: self.known.get(key) or self._learn(key, image) for key, image in zip(keys, images, strict=True)}
+        return torch.stack([found[key]["latents"] for key in keys]).to(self.device)
+
+    def _learn(self, key: str, image: str) -> dict[str, Tensor]:
+        """Encode a picture, alone: its numbers do not depend on the batch that it was first met in."""
+        pixels = fit(read(image), self.channels, self.side)[None].to(self.device, self.dtype)
+        return self.known.keep(key, {"latents": self._latents(pixels)[0]})
 
     def _latents(self, pixels: Tensor) -> Tensor:
         if self.vae is None:

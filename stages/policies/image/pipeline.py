@@ -11,7 +11,9 @@ import torch
 from torch import nn
 
 from stages.errors import UserError
-from stages.policies.image import lora
+from stages.policies.image import conventions, lora
+from stages.policies.image.codec import factor
+from stages.policies.image.conventions import Convention
 
 PICKLES = {".bin", ".pt", ".pth", ".pkl", ".ckpt"}
 
@@ -23,6 +25,7 @@ class Home:
     pipe: Any
     name: str  # of the denoiser in the pipeline: unet or transformer
     model: Any
+    convention: Convention
 
     @property
     def adapted(self) -> bool:
@@ -48,12 +51,13 @@ def read(
         device: `cpu`, `cuda` or `mps`.
         dtype: of the weights.
         trainable: continue the adapter, or start one of rank `lora_r` on the denoiser of a pipeline; 0 trains all
-            weights of the denoiser and of the text encoder. The autoencoder is always frozen.
+            weights of the denoiser, and of the text encoder of a Stable Diffusion 1 or 2; the other pipelines' text
+            encoders are large, and are frozen as every autoencoder is.
         lora_r: rank of a new adapter.
         seed: of a new adapter's weights.
 
     Raises:
-        UserError: no pipeline there, weights in a pickle format, or a corrupt file.
+        UserError: no pipeline there, one of an unknown kind, weights in a pickle format, or a corrupt file.
     """
     adapter = (folder / lora.WEIGHTS).exists()
     base = _base(folder) if adapter else folder
@@ -106,41 +110,39 @@ def check_pipeline(folder: Path) -> None:
             raise UserError(what, where=str(part), mend="save the model as safetensors")
 
 
-def latent_shape(model: nn.Module, vae: Any, resolution: int | None, patch: int = 1) -> tuple[int, int, int]:
+def latent_shape(
+    model: nn.Module, vae: Any, resolution: int | None, patch: int = 1, packing: int = 1
+) -> tuple[int, int, int]:
     """Shape `(c, h, w)` of what the denoiser works on, from its config or for pictures of that resolution.
 
     Raises:
-        UserError: the config does not say, or the resolution does not fit the autoencoder.
+        UserError: the config does not say, or the resolution does not fit the autoencoder and the denoiser's blocks.
     """
     config: Any = getattr(model, "config", {})
     side, channels = config.get("sample_size"), config.get("in_channels")
     if resolution is not None:
-        factor = patch if vae is None else 2 ** (len(vae.config.block_out_channels) - 1)
-        if resolution % factor:
-            what, mend = f"{resolution} is no multiple of {factor}", "choose one: the autoencoder halves the side"
+        block = factor(vae, patch) * packing
+        if resolution % block:
+            what, mend = f"{resolution} is no multiple of {block}", "choose one: the autoencoder halves the side"
             raise UserError(what, where="run.policy.resolution", mend=mend)
-        side = resolution // factor
+        side = resolution // factor(vae, patch)
     if side is None or channels is None:
         mend = "set run.policy.resolution"
         raise UserError("the denoiser's config gives no size of its images", where=type(model).__name__, mend=mend)
     height, width = (side, side) if isinstance(side, int) else side
-    return int(channels), int(height), int(width)
+    return int(channels) // packing**2, int(height), int(width)
 
 
 def _read(base: Path, dtype: torch.dtype) -> Home:
     from diffusers import DiffusionPipeline
 
     index = json.loads((base / "model_index.json").read_text())
+    convention = conventions.of_pipeline(str(index["_class_name"]), where=str(base))
     absent = {name: None for name, value in index.items() if value == [None, None]}  # must be said, or it is an error
     pipe = DiffusionPipeline.from_pretrained(base, dtype=dtype, use_safetensors=True, local_files_only=True, **absent)
     pipe.set_progress_bar_config(disable=True)
-    name = next((name for name in ("unet", "transformer") if getattr(pipe, name, None) is not None), None)
-    if name is None:
-        raise UserError("has no unet and no transformer", where=str(base), mend="name a text-to-image pipeline")
-    if getattr(pipe, "text_encoder_2", None) is not None:
-        mend = "use a pipeline with one, such as Stable Diffusion 1.5"
-        raise UserError("has two text encoders, which is not supported", where=str(base), mend=mend)
-    return Home(pipe, name, getattr(pipe, name))
+    name = "unet" if "unet" in pipe.components else "transformer"
+    return Home(pipe, name, getattr(pipe, name), convention)
 
 
 def _base(folder: Path) -> Path:
@@ -153,10 +155,10 @@ def _base(folder: Path) -> Path:
 
 
 def _set_training(home: Home, *, whole: bool) -> None:
-    """Freeze everything, or all but the denoiser and the text encoder; dropout is off in training too."""
+    """Freeze everything, or all but the denoiser and a text encoder of its kind; dropout is off in training too."""
     for part in (home.model, *home.pipe.components.values()):
         if isinstance(part, nn.Module):
             part.requires_grad_(False).eval()
     if whole:
-        for part in (home.model, home.pipe.text_encoder):
+        for part in (home.model, *([home.pipe.text_encoder] if home.convention.trains_text else [])):
             part.requires_grad_(True)

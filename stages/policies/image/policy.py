@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +12,11 @@ from torch import Tensor, nn
 from stages.batches import Item, Steps
 from stages.errors import UserError
 from stages.images import encode, pack
-from stages.policies.image import noise as arithmetic
-from stages.policies.image import pipeline, pricing, sampling
-from stages.policies.image.captions import Captions, Embed, TextEmbed
-from stages.policies.image.codec import Codec
+from stages.policies.image import conventions, pipeline, pricing, sampling
+from stages.policies.image.captions import Captions, Embed
+from stages.policies.image.codec import Codec, factor
 from stages.policies.image.denoiser import Denoiser
+from stages.policies.image.memory import Memory
 from stages.policies.image.sampling import Rollout
 from stages.policies.image.schedule import Schedule
 from stages.policies.image.settings import ImageSettings
@@ -39,8 +38,6 @@ class ImagePolicy:
         self,
         model: nn.Module,
         scheduler: Any,
-        tokenizer: Any = None,
-        text_encoder: Any = None,
         vae: Any = None,
         settings: ImageSettings = ImageSettings(),
         shape: tuple[int, int, int] | None = None,
@@ -51,25 +48,35 @@ class ImagePolicy:
         """Put a policy together from its components.
 
         Args:
-            model: called as `model(x, t, encoder_hidden_states=c)` or, where its signature has them, with
-                `hidden_states` and `timestep` by name; returns a tensor or something with a `.sample`.
+            model: called as its pipeline does; without one as `model(x, t, encoder_hidden_states=c)` or, where its
+                signature has them, with `hidden_states` and `timestep` by name; returns a tensor or something with a
+                `.sample`.
             scheduler: a diffusers scheduler: its prediction type and noise levels are used, not its step.
-            tokenizer: of the text encoder.
-            text_encoder: captions to last hidden states.
             vae: an autoencoder, frozen.
             settings: the node `run.policy`.
             shape: of the latents `(c, h, w)`; read from the model's config where not given.
-            embed: captions to conditions `[n, ...]` of any type (class ids too), in place of a text encoder; it must
-                know the empty caption where guidance or `drop_prompt` is used.
-            home: the pipeline that the components came from, so that they can be saved.
+            embed: captions to conditions `[n, ...]` of any type (class ids too), in place of the pipeline's text
+                encoders; it must know the empty caption where guidance or `drop_prompt` is used.
+            home: the pipeline that the components came from: it encodes captions, and can be saved.
         """
         self.settings, self.home = settings, home
         self.device = next(model.parameters()).device
-        self.captions = Captions(embed or TextEmbed(tokenizer, text_encoder), self.device)
-        self.denoiser = Denoiser(model, self.captions, checkpointing=settings.gradient_checkpointing)
+        way = home.convention if home else conventions.of_model(model)
+        self.shape = shape or pipeline.latent_shape(model, vae, settings.resolution, settings.patch, way.packing)
+        scale = factor(vae, settings.patch)
+        if embed is None and home is not None:
+            embed = conventions.PromptEmbed(home.pipe, way.reads)
+        self.captions = Captions(embed or (lambda captions: {}), self.device)
+        self.denoiser = Denoiser(
+            model,
+            self.captions,
+            way,
+            (scale * self.shape[1], scale * self.shape[2]),
+            checkpointing=settings.gradient_checkpointing,
+        )
         self.dtype = self.denoiser.dtype
         self.schedule = Schedule(scheduler, dtype=self.dtype, device=self.device)
-        self.shape = shape or pipeline.latent_shape(model, vae, settings.resolution, settings.patch)
+        self.schedule.shift = conventions.shift(scheduler, model, self.shape, way.packing) or self.schedule.shift
         self.codec = Codec(vae, self.shape, self.dtype, self.device, patch=settings.patch)
         self.noise = settings.noise_level if self.schedule.flow else settings.eta
 
@@ -103,8 +110,7 @@ class ImagePolicy:
             UserError: no pipeline there, weights in a pickle format, or a corrupt file.
         """
         home = pipeline.read(folder, device=device, dtype=dtype, trainable=trainable, lora_r=lora_r, seed=seed)
-        parts = {name: getattr(home.pipe, name, None) for name in ("tokenizer", "text_encoder", "vae")}
-        return cls(home.model, home.pipe.scheduler, **parts, settings=settings, home=home)
+        return cls(home.model, home.pipe.scheduler, getattr(home.pipe, "vae", None), settings, home=home)
 
     def save(self, folder: Path) -> None:
         """Write what `load` reads: the LoRA weights alone where there are some, else the whole pipeline.
@@ -120,6 +126,11 @@ class ImagePolicy:
     def parameters(self) -> dict[str, nn.Parameter]:
         """What an optimizer moves, by name."""
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad} | self.captions.parameters()
+
+    def memory(self) -> dict[str, Memory]:
+        """What was computed once and may be kept: captions whose encoder is frozen, latents from an autoencoder."""
+        captions = {} if self.captions.parameters() else {"captions": self.captions.known}
+        return captions if self.codec.vae is None else {**captions, "latents": self.codec.known}
 
     # ---------------------------------------------------------------------------------------------- pricing
 
@@ -143,21 +154,7 @@ class ImagePolicy:
             UserError: a completion without an image or without its trajectory, or a deterministic sampler.
         """
         assert reference is None or isinstance(reference, ImagePolicy)
-        if self.settings.likelihood == "elbo":
-            logp, out = pricing.elbo(self, items)
-            steps = Steps(logp=logp, mask=torch.ones_like(logp, dtype=torch.bool))
-            if reference is None:
-                return steps
-            with torch.no_grad():
-                ref, other = pricing.elbo(reference, items)
-            return replace(steps, ref=ref, kl=(out - other).square().flatten(1).mean(1).view(logp.shape).float())
-        priced = pricing.trajectory(self, items)
-        steps = Steps(logp=priced.logp, mask=priced.mask, entropy=priced.entropy if entropy else None)
-        if reference is None:
-            return steps
-        with torch.no_grad():
-            held = pricing.trajectory(reference, items)
-        return replace(steps, ref=held.logp, kl=priced.kl(held.mean))
+        return pricing.steps(self, items, entropy=entropy, reference=reference)
 
     def step_logp(self, rollout: Rollout, reference: ImagePolicy | None = None) -> Steps:
         """Log-probs of a rollout's steps under this policy, differentiable, `[n,T]`.
@@ -166,21 +163,7 @@ class ImagePolicy:
             Steps with `old` of the policy that sampled and, given a reference, `ref` and the exact `kl` of each step
             from the reference's, all means over dims.
         """
-        grid = rollout.grid
-        random = grid.mask.nonzero().squeeze(1).expand(len(rollout.logp), -1)  # [n,r]
-        std = grid.std[random].flatten()
-
-        def table(values: Tensor) -> Tensor:
-            return pricing.among(values.view(random.shape), grid)
-
-        taken, mean = pricing.means(self, rollout.captions, rollout.latents, random, grid)
-        logp, ref, kl = table(arithmetic.gaussian_logp(taken, mean, std)), None, None
-        if reference is not None:
-            with torch.no_grad():
-                _, other = pricing.means(reference, rollout.captions, rollout.latents, random, grid)
-                ref = table(arithmetic.gaussian_logp(taken, other, std))
-            kl = table(arithmetic.gaussian_kl(mean, other, std))
-        return Steps(logp=logp, mask=rollout.mask.expand_as(logp), old=rollout.logp, ref=ref, kl=kl)
+        return pricing.again(self, rollout, reference)
 
     # ---------------------------------------------------------------------------------------------- sampling
 

@@ -1,15 +1,15 @@
-"""Log-probs of finished images and of stored denoising steps."""
+"""Log-probs of finished images, of stored denoising steps and of fresh ones."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from stages.batches import Item
+from stages.batches import Item, Steps
 from stages.errors import UserError
 from stages.images import unpack
 from stages.policies.image import noise as arithmetic
@@ -18,6 +18,30 @@ from stages.policies.image.schedule import Grid
 
 if TYPE_CHECKING:
     from stages.policies.image.policy import ImagePolicy
+    from stages.policies.image.sampling import Rollout
+
+
+def steps(policy: ImagePolicy, items: Sequence[Item], *, entropy: bool, reference: ImagePolicy | None) -> Steps:
+    """Log-probs of completions by the policy's own likelihood, see `ImagePolicy.log_probs`.
+
+    Raises:
+        UserError: a completion without an image or without its trajectory, or a deterministic sampler.
+    """
+    if policy.settings.likelihood == "elbo":
+        logp, out = elbo(policy, items)
+        found = Steps(logp=logp, mask=torch.ones_like(logp, dtype=torch.bool))
+        if reference is None:
+            return found
+        with torch.no_grad():
+            ref, other = elbo(reference, items)
+        return replace(found, ref=ref, kl=(out - other).square().flatten(1).mean(1).view(logp.shape).float())
+    priced = trajectory(policy, items)
+    found = Steps(logp=priced.logp, mask=priced.mask, entropy=priced.entropy if entropy else None)
+    if reference is None:
+        return found
+    with torch.no_grad():
+        held = trajectory(reference, items)
+    return replace(found, ref=held.logp, kl=priced.kl(held.mean))
 
 
 def elbo(policy: ImagePolicy, items: Sequence[Item]) -> tuple[Tensor, Tensor]:
@@ -134,6 +158,25 @@ def means(
     condition = policy.denoiser.condition([c for c in captions for _ in range(steps.shape[1])], guidance)
     out = policy.denoiser(x, grid.time[step], condition, guidance)
     return path[row, step + 1], grid.mean(x, out, step)
+
+
+def again(policy: ImagePolicy, rollout: Rollout, reference: ImagePolicy | None) -> Steps:
+    """Log-probs of a rollout's steps, see `ImagePolicy.step_logp`."""
+    grid = rollout.grid
+    random = grid.mask.nonzero().squeeze(1).expand(len(rollout.logp), -1)  # [n,r]
+    std = grid.std[random].flatten()
+
+    def table(values: Tensor) -> Tensor:
+        return among(values.view(random.shape), grid)
+
+    taken, mean = means(policy, rollout.captions, rollout.latents, random, grid)
+    logp, ref, kl = table(arithmetic.gaussian_logp(taken, mean, std)), None, None
+    if reference is not None:
+        with torch.no_grad():
+            _, other = means(reference, rollout.captions, rollout.latents, random, grid)
+            ref = table(arithmetic.gaussian_logp(taken, other, std))
+        kl = table(arithmetic.gaussian_kl(mean, other, std))
+    return Steps(logp=logp, mask=rollout.mask.expand_as(logp), old=rollout.logp, ref=ref, kl=kl)
 
 
 def among(values: Tensor, grid: Grid) -> Tensor:
