@@ -31,6 +31,7 @@ from stages.batches import Pairs
 from stages.feed import Cache
 from stages.optimize.objectives.dpo import dpo
 from stages.policies.image import Policy, Settings, tiny
+from stages.policies.image.memory import Memory
 from stages.records import Completion, Message, Pair
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
@@ -75,7 +76,7 @@ def pairs() -> list[Pair]:
 @contextmanager
 def forgotten(holder: Any) -> Iterator[None]:
     """An empty memory for the time of a step; what was remembered is put back."""
-    kept, holder.known = holder.known, {}
+    kept, holder.known = holder.known, Memory()
     try:
         yield
     finally:

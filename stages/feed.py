@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -107,19 +107,57 @@ class Cache(dict[str, Tensor]):
         Raises:
             UserError: a fact (reference weights, preferences, length limit) differs.
         """
-        tensors, held = files.load_tensors(path)
-        for name, value in facts.items():
-            if held.get(name) != value:
-                what = f"was computed with another {name} ({held.get(name)}, now {value})"
-                raise UserError(what, where=str(path), mend="rerun the reference stage: dvc repro -s -f reference")
+        tensors, held = checked(path, facts)
         lengths = held["lengths"]
         return cls(zip(lengths, tensors["logps"].split(list(lengths.values()))))
+
+
+def checked(path: Path, facts: dict[str, str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read saved tensors, refusing what was computed from something else.
+
+    Raises:
+        UserError: a fact (reference weights, preferences, length limit) differs.
+    """
+    tensors, held = files.load_tensors(path)
+    for name, value in facts.items():
+        if held.get(name) != value:
+            what = f"was computed with another {name} ({held.get(name)}, now {value})"
+            raise UserError(what, where=str(path), mend="rerun the reference stage: dvc repro -s -f reference")
+    return tensors, held
 
 
 def facts(policy: Path, labels: Path, settings: Config) -> dict[str, str]:
     """What reference log-probs depend on: a cache of anything else is refused."""
     told = {f"policy {name}": str(value) for name, value in settings.model_dump().items()}
     return {"reference": files.digest(policy), "preferences": files.digest(labels), **told}
+
+
+def remember(policy: Policy, folder: Path, facts: dict[str, str]) -> None:
+    """Write what a policy computed once and others of the same base may use: a file for each of its memories."""
+    for name, known in memories(policy).items():
+        rows = list(known.values())
+        tensors = {part: torch.stack([row[part] for row in rows]) for part in (rows[0] if rows else ())}
+        if tensors:
+            files.save_tensors(folder / f"{name}.safetensors", tensors, {"keys": list(known), **facts})
+
+
+def recall(policy: Policy, folder: Path, facts: dict[str, str]) -> None:
+    """Let a policy start from what another one remembered.
+
+    Raises:
+        UserError: that was computed from something else.
+    """
+    for name, known in memories(policy).items():
+        path = folder / f"{name}.safetensors"
+        if path.exists():
+            tensors, held = checked(path, facts)
+            for i, key in enumerate(held["keys"]):
+                known.keep(key, {part: values[i] for part, values in tensors.items()})
+
+
+def memories(policy: Policy) -> dict[str, Any]:
+    """What a family that has such things remembers, by name; nothing else needs a `memory`."""
+    return policy.memory() if hasattr(policy, "memory") else {}
 
 
 @torch.no_grad()

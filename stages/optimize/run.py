@@ -47,11 +47,13 @@ def run(job: Job[Settings]) -> dict[str, float]:
             watch=looking,
         )
     else:
+        facts = feed.facts(POLICY, LABELS, family.settings(run))
+        feed.recall(policy, CACHE.parent, facts)
         summary = learn.learn(
             policy,
             preferences.read(LABELS),
             config,
-            feed.Cache.load(CACHE, feed.facts(POLICY, LABELS, family.settings(run))),
+            feed.Cache.load(CACHE, facts),
             seed=run.seed,
             scratch=job.scratch,
             journal=job.journal,

@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 
 
 class Policy(Protocol):
-    """What is aligned."""
+    """What is aligned.
+
+    A family whose policies compute something once for all that follow also has a `memory`, see `feed.remember`.
+    """
 
     family: str
     seeded: bool  # log-probs are taken at a seeded draw of (timestep, noise), another one each epoch

@@ -29,11 +29,13 @@ class Settings(Config):
 
 
 def run(job: Job[Settings]) -> dict[str, float]:
-    """Write logps.safetensors with the facts that it was computed from."""
+    """Write logps.safetensors, and what else was computed for it, with the facts that they were computed from."""
     run = job.config.run
     policy = family.load(run, POLICY)
     cache = feed.reference(policy, feed.at_draws(policy, preferences.read(LABELS), job.config.reference.draws))
-    cache.save(job.out / "logps.safetensors", feed.facts(POLICY, LABELS, family.settings(run)))
+    facts = feed.facts(POLICY, LABELS, family.settings(run))
+    cache.save(job.out / "logps.safetensors", facts)
+    feed.remember(policy, job.out, facts)
     tokens = sum(len(values) for values in cache.values())
     return {
         "answers": float(len(cache)),

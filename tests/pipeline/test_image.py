@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from stages import entry, images, records
-from stages.files import load_tensors
+from stages.files import load_tensors, save_tensors
 from stages.policies.image import Policy
 from stages.records import Candidate, Pair, Prompt
 from tests.pipeline.conftest import command
@@ -67,6 +67,14 @@ def test_every_draw_of_every_picture_has_its_reference(finished_image):
     assert set(facts["lengths"]) == names
     assert tensors["logps"].isfinite().all()
     assert len(set(tensors["logps"].tolist())) > len(names) / 2, "a draw has its own level and noise"
+
+
+def test_captions_are_kept_and_pixels_that_are_no_latents_are_not(finished_image):
+    pairs = records.read(finished_image / "data/label/preferences.jsonl", Pair)
+    tensors, facts = load_tensors(finished_image / "data/reference/captions.safetensors")
+    assert set(facts["keys"]) == {pair.messages[-1].content for pair in pairs}
+    assert len(tensors["encoder_hidden_states"]) == len(facts["keys"])
+    assert not (finished_image / "data/reference/latents.safetensors").exists()
 
 
 def test_the_first_step_starts_at_the_reference(finished_image):
@@ -248,6 +256,16 @@ def test_a_mistake_is_one_line(image_workspace, monkeypatch, capsys, stage, over
     before = sorted((image_workspace / "data").rglob("*"))
     assert says in refused(image_workspace, stage, monkeypatch, capsys)
     assert sorted((image_workspace / "data").rglob("*")) == before, "a refused run touched a result"
+
+
+def test_another_reference_than_the_kept_one_is_refused(image_workspace, monkeypatch, capsys):
+    file = image_workspace / "data/reference/captions.safetensors"
+    tensors, facts = load_tensors(file)
+    file.unlink()  # it may be a link into DVC's cache
+    save_tensors(file, tensors, {**facts, "reference": "of yesterday"})
+    said = refused(image_workspace, "optimize", monkeypatch, capsys)
+    assert "data/reference/captions.safetensors: was computed with another reference (of yesterday, now" in said
+    assert said.endswith("rerun the reference stage: dvc repro -s -f reference")
 
 
 def test_corrupt_weights_are_one_line(image_workspace, monkeypatch, capsys):
