@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from stages.optimize.objectives.dpo import dpo
-from tests.objectives.build import check_against, gradients, pair, random_batch, steps, swapped
+from tests.objectives.build import check_against, gradients, pair, random_batch, steps, swapped, values
 
 
 def test_worked_numbers() -> None:
@@ -36,6 +36,59 @@ def test_independent_reference(label_smoothing: float) -> None:
 
     batch = random_batch("Pairs", seed=1)
     check_against(dpo, batch, reference, to_reference=True, beta=beta, label_smoothing=label_smoothing)
+
+
+def test_clipped_worked_numbers() -> None:
+    """D3PO at clip 0.1: log-ratios 0.05 and 0.5 - (-0.2) = 0.7 count as 0.05 and log 1.1 = 0.09531, -0.3 as log 0.9.
+
+    m = 2 * (0.05 + 0.09531 + 0.10536) = 0.50134, loss log(1 + e^-0.50134) = 0.473571, slope -2 * 0.377225 on the first.
+    """
+    batch = replace(pair(0, 0), chosen=steps([[0.05, 0.5]], [[0.0, -0.2]]), rejected=steps([[-0.3]], [[0.0]]))
+    loss, gradient = gradients(dpo, batch, beta=2.0, clip=0.1)
+    assert loss.item() == pytest.approx(0.473571, abs=1e-6)
+    assert gradient["chosen"].tolist() == [pytest.approx([-0.754451, 0.0], abs=1e-6)]
+    assert gradient["rejected"].tolist() == [[0.0]]
+    stats = dpo(batch, beta=2.0, clip=0.1)[1]
+    assert stats["clip_ratio"].item() == 0.75
+    assert stats["rewards/margins"].item() == pytest.approx(2 * (0.75 + 0.3))
+
+
+def test_clipped_independent_reference() -> None:
+    """Value and gradient of the loss of D3PO's code, every step by itself; steps lie on both sides of both limits."""
+    beta, clip, batch = 0.3, 0.6, random_batch("Pairs", seed=1)
+
+    def held(h: float) -> float:
+        return math.log(min(max(math.exp(h), 1 - clip), 1 + clip))
+
+    ratios = (values(side, reference=True) for side in (batch.chosen, batch.rejected))
+    found, gradient = gradients(dpo, batch, beta=beta, clip=clip)
+    losses, seen = [], set()
+    for i, (w, r, p) in enumerate(zip(*ratios, batch.prob.tolist())):
+        m = beta * (math.fsum(map(held, w)) - math.fsum(map(held, r)))
+        right, wrong = 1 / (1 + math.exp(-m)), 1 / (1 + math.exp(m))
+        losses.append(-p * math.log(right) - (1 - p) * math.log(wrong))
+        slope = beta * (-p * wrong + (1 - p) * right) / 5
+        for name, side, sign in (("chosen", w, 1), ("rejected", r, -1)):
+            kept = [1 - clip <= math.exp(h) <= 1 + clip for h in side]
+            seen |= set(kept) | {"above" for h in side if math.exp(h) > 1 + clip}
+            wanted = [sign * slope if inside else 0.0 for inside in kept]
+            assert gradient[name][i][: len(side)].tolist() == pytest.approx(wanted, rel=1e-10, abs=1e-14)
+    assert seen == {True, False, "above"}
+    assert found.tolist() == pytest.approx(losses, rel=1e-10)
+
+
+def test_a_clip_bounds_the_margin_of_a_step_and_is_not_felt_within() -> None:
+    """|m| <= beta * log((1 + c) / (1 - c)): with D3PO's 0.1 and 0.1 the loss leaves log 2 by at most 0.0100."""
+    limit = 0.1 * math.log(1.1 / 0.9)
+    for h in (0.2, 5.0, 1e4):
+        loss, gradient = gradients(dpo, pair(h, -h), beta=0.1, clip=0.1)
+        assert loss.item() == pytest.approx(math.log1p(math.exp(-limit)), rel=1e-12)
+        assert loss.item() > math.log(2) - 0.0101
+        assert gradient["chosen"].item() == gradient["rejected"].item() == 0
+    for h in (-0.1, 0.0, 0.09):
+        (plain, free), (cut, held) = (gradients(dpo, pair(h, 0.05), beta=0.1, **c) for c in ({}, {"clip": 0.1}))
+        assert torch.equal(plain, cut)
+        assert free == held
 
 
 def test_log_two_and_antisymmetric_gradient_at_the_reference() -> None:
