@@ -4,8 +4,9 @@
 
 Everything cached is the base; each other row does without one cache, the last without all. One process, one policy and
 the same batches serve all rows; repetitions are interleaved in a random order, so that a busy machine slows all alike.
-The losses of all rows must agree. Times are of small models built in code: read the ratios, and expect others where
-text encoder, autoencoder and denoiser have other sizes.
+The losses of all rows must agree. What is encoded anew is encoded one at a time, as it is when it is first met. Times
+are of small models built in code: read the ratios, and expect others where text encoder, autoencoder and denoiser have
+other sizes.
 """
 
 from __future__ import annotations

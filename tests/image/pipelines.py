@@ -74,16 +74,16 @@ def xl() -> Any:
     )
 
 
-def sd3() -> Any:
-    """Two CLIPs and a T5 one after another in the hidden states; a flow scheduler."""
+def sd3(*, largest: bool = True) -> Any:
+    """Two CLIPs and, if it is there, a T5 one after another in the hidden states; a flow scheduler."""
     return diffusers.StableDiffusion3Pipeline(
         vae=autoencoder(4, scaling_factor=1.5, shift_factor=0.06),
         text_encoder=clip(16, projection=16),
         text_encoder_2=clip(16, projection=16),
-        text_encoder_3=t5(32),
+        text_encoder_3=t5(32) if largest else None,
         tokenizer=WORDS,
         tokenizer_2=WORDS,
-        tokenizer_3=WORDS,
+        tokenizer_3=WORDS if largest else None,
         transformer=diffusers.SD3Transformer2DModel(
             sample_size=8,
             in_channels=4,
@@ -177,6 +177,7 @@ KINDS: dict[str, Callable[[], Any]] = {
     "stable diffusion": stable_diffusion,
     "sdxl": xl,
     "sd3": sd3,
+    "sd3 without t5": lambda: sd3(largest=False),
     "pixart": pixart,
     "pixart told sizes": lambda: pixart(sample_size=128, interpolation_scale=1, use_additional_conditions=True),
     "flux": flux,

@@ -8,7 +8,6 @@ from typing import Any
 import numpy
 import pytest
 import torch
-from diffusers import DiffusionPipeline
 
 from stages import images
 from stages.batches import Item
@@ -33,11 +32,11 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     return {kind: pipelines.written(kind, tmp_path_factory.mktemp("pipeline")) for kind in KINDS}
 
 
-def load(folder: Path, *, lora_r: int = 0, **settings) -> Policy:
+def load(folder: Path, *, lora_r: int = 0, dtype: torch.dtype = torch.float32, **settings) -> Policy:
     """A deterministic policy unless told otherwise, on pictures of 16 pixels; without an autoencoder, of 8."""
     side = None if "DDIMPipeline" in (folder / "model_index.json").read_text() else SIDE
     given = {"steps": STEPS, "eta": 0.0, "noise_level": 0.0, "resolution": side, **settings}
-    return Policy.load(folder, Settings(**given), trainable=lora_r > 0, lora_r=lora_r)
+    return Policy.load(folder, Settings(**given), dtype=dtype, trainable=lora_r > 0, lora_r=lora_r)
 
 
 def nudge(policy: Policy) -> None:
@@ -124,6 +123,18 @@ def test_samples_rollouts_and_prices(folders, kind):
 
 
 @every_kind
+def test_half_precision_is_near(folders, kind):
+    """The weights alone are in half precision, and what they are told with them."""
+    full = load(folders[kind], eta=1.0, noise_level=0.7)
+    policy = load(folders[kind], dtype=torch.bfloat16, lora_r=2, eta=1.0, noise_level=0.7)
+    priced, wanted = policy.log_probs(items()).logp, full.log_probs(items()).logp
+    assert priced.dtype == torch.float32
+    torch.testing.assert_close(priced, wanted, atol=0.02, rtol=0.02)
+    priced.sum().backward()
+    assert len(policy.sample(PROMPTS, 1, seed=0)) == 2
+
+
+@every_kind
 def test_what_is_said_matters_wherever_it_goes(folders, kind):
     """Each tensor of a condition changes the output; the empty caption has another one."""
     policy = load(folders[kind])
@@ -160,8 +171,7 @@ def test_diffusers_loads_the_adapter_itself(folders, kind, tmp_path):
     nudge(policy)
     policy.save(tmp_path)
     start, out, end = ours(policy, 1.0)
-    pipe: Any = DiffusionPipeline.from_pretrained(folders[kind], safety_checker=None)
-    pipe.set_progress_bar_config(disable=True)
+    pipe = load(folders[kind]).home.pipe
     plain, _ = theirs(pipe, start, guidance=1.0)
     pipe.load_lora_weights(tmp_path)
     found, _ = theirs(pipe, start, guidance=1.0)
@@ -186,6 +196,16 @@ def test_no_caption_is_zeros_where_the_pipeline_says_so(folders):
     assert all((values[0] == 0).all() and (values[1] != 0).any() for values in asked.values())
     asked = load(folders["sd3"]).denoiser.condition(["", CAPTIONS[0]], 1.0)
     assert all((values[0] != 0).any() for values in asked.values())
+
+
+def test_an_autoencoder_that_would_overflow_stays_in_full_precision(folders):
+    policy = load(folders["sdxl"], dtype=torch.float16)
+    assert policy.home.pipe.vae.config.force_upcast
+    assert (policy.codec.vae.dtype, policy.denoiser.weights) == (torch.float32, torch.float16)
+    latents = policy.codec.encode([item.completion.image for item in items()])
+    torch.testing.assert_close(
+        policy.codec.decode(latents), load(folders["sdxl"]).codec.decode(latents), atol=0.02, rtol=0
+    )
 
 
 def test_another_kind_is_refused_before_it_is_read(folders, tmp_path):

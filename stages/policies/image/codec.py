@@ -48,6 +48,8 @@ class Codec:
         self.factor = factor(vae, patch)
         if vae is not None:
             vae.requires_grad_(False).eval()
+            if vae.dtype == torch.float16 and vae.config.get("force_upcast", False):
+                vae.float()  # SDXL's overflows in half precision
             self.channels = int(vae.config.in_channels)
             self.scale = float(getattr(vae.config, "scaling_factor", 1.0))
             self.shift = float(getattr(vae.config, "shift_factor", None) or 0.0)
