@@ -7,6 +7,9 @@
     python -m stages.evaluate.geneval FOLDER                            score what lies there
     python -m stages.evaluate.geneval FOLDER --policy data/optimize     let a policy draw it first
 
+The prompts that a policy draws may be GenEval's own too (`prepare.prompts: evaluation_metadata.jsonl`). Their objects
+are no scenes: the folder is written, and GenEval's detector scores it.
+
 GenEval's rule: every entry of `include` is there at least `count` times, in its `color`, at its `position` (relation,
 index of an earlier entry); no entry of `exclude` is there `count` times. Scenes want exactly what they name, so
 `exclude` lists every shape at one more than is wanted, and both rules agree.
@@ -44,14 +47,17 @@ class Settings(config.Config):
 
 
 def metadata(prompt: Prompt) -> dict[str, Any]:
-    """GenEval's line for a prompt whose checks are a scene.
+    """GenEval's line for a prompt whose checks are a scene, or for one of its own as it came.
 
-    The object that stands somewhere comes last, since a position names an earlier entry. `size` is ours: GenEval's
-    own script reads past it.
+    Of a scene the object that stands somewhere comes last, since a position names an earlier entry. `size` is ours:
+    GenEval's own script reads past it.
 
     Raises:
-        UserError: the checks are not a scene.
+        UserError: the checks are neither.
     """
+    if "include" in prompt.checks:
+        kept = [(name, prompt.checks[name]) for name in ("include", "exclude") if name in prompt.checks]
+        return {"tag": prompt.kind, **dict(kept), "prompt": prompt.messages[-1].content}
     spec = scene(prompt.checks, where=f"prompt {prompt.id} checks")
     order = list(range(len(spec.objects)))
     if spec.relation:
@@ -190,11 +196,14 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     }
 
 
-def draw(folder: Path, policy: Path, prompts: Path, samples: int) -> None:
+def draw(folder: Path, policy: Path, prompts: Path, samples: int) -> bool:
     """Let a policy draw samples of each prompt and lay them out; `run` of params.yaml says how it draws.
 
+    Returns:
+        Whether all prompts are scenes, which `score` can see.
+
     Raises:
-        UserError: no such policy or prompts, or prompts that are no scenes.
+        UserError: no such policy or prompts, or prompts that say nothing of what is to be seen.
     """
     run = config.load(Settings).run
     asked = records.read(prompts, Prompt)
@@ -203,19 +212,21 @@ def draw(folder: Path, policy: Path, prompts: Path, samples: int) -> None:
     sample = partial(family.load(run, policy).sample, k=samples, seed=run.seed)
     with TemporaryDirectory() as scratch:
         write(folder, asked, rollout.sample(sample, asked, samples, Path(scratch), label=f"draw from {policy}"))
+    return not any("include" in prompt.checks for prompt in asked)
 
 
 def main(
     folder: Annotated[Path, typer.Argument(help="Holds 00000/, 00001/, ...; results.jsonl is written to it.")],
     policy: Annotated[Path | None, typer.Option(help="Folder of a policy that draws the pictures first.")] = None,
-    prompts: Annotated[Path, typer.Option(help="What it is asked for, scenes.")] = TEST,
+    prompts: Annotated[Path, typer.Option(help="What it is asked for.")] = TEST,
     samples: Annotated[int, typer.Option(min=1, help="Pictures of each prompt.")] = 4,
 ) -> None:
     """Score a folder of pictures of scenes, after a policy has drawn them where one is named."""
     entry.quiet_libraries()
     try:
-        if policy is not None:
-            draw(folder, policy, prompts, samples)
+        if policy is not None and not draw(folder, policy, prompts, samples):
+            print(f"{folder} holds the pictures; their objects are no scenes: score it with GenEval's own detector")
+            return
         rows = score(folder)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -15,7 +15,7 @@
 | mt_bench | question_id, turns[], reference[]? | the first turn only |
 | gsm8k | question, answer ending in `#### N` | `answer` N, the working as `reference` |
 | parti | Prompt | a caption |
-| geneval | tag, include, prompt | a caption |
+| geneval | tag, include, prompt, exclude? | a caption, what must be in its picture as `checks` |
 | captioned | caption, image, score? | an image |
 | image_preference | prompt, chosen_image, rejected_image, score_chosen/_rejected? | two images, likewise |
 | pick_a_pic | caption, jpg_0, jpg_1, label_0, label_1, has_label?, ... | two images, scored by their labels |

@@ -19,6 +19,7 @@ from stages.prepare.values import (
     listed,
     message,
     number,
+    objects,
     plain,
     rating,
     string,
@@ -178,9 +179,11 @@ def parti(Prompt) -> dict:
 
 
 @shape
-def geneval(tag, include, prompt) -> dict:
-    """GenEval: a caption to draw. What a detector must find in the image (`include`) has no place in a Prompt."""
-    return {"messages": turns(prompt, "prompt")}
+def geneval(tag, include, prompt, exclude=None) -> dict:
+    """GenEval: a caption to draw, and beside it what a detector must find in the picture and what it must not."""
+    wishes = {"include": objects(include, "include")}
+    wishes |= {"exclude": objects(exclude, "exclude")} if exclude else {}
+    return {"messages": turns(prompt, "prompt"), "checks": wishes}
 
 
 @shape

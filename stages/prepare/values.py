@@ -44,6 +44,16 @@ def listed(value: Any, field: str) -> list:
     return value
 
 
+def objects(value: Any, field: str) -> list[dict]:
+    """A list of GenEval's objects, what a table filled in with nothing left out."""
+    found = []
+    for i, one in enumerate(listed(value, field)):
+        if not isinstance(one, dict) or not isinstance(one.get("class"), str):
+            raise Fault("not an object with a class", f"{field}.{i}")
+        found.append({name: said for name, said in one.items() if said is not None})
+    return found
+
+
 def number(value: Any, field: str) -> float:
     """A finite number, or a string that is one."""
     if value is None:

@@ -1,5 +1,6 @@
 """GenEval's command, as a user runs it."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from stages import images, records
 from stages.evaluate import geneval
 from stages.policies.image import tiny
+from stages.prepare.readers import read_prompts
 from stages.prepare.worlds import world
 from stages.records import Candidate
 from stages.scenes.draw import render
@@ -46,6 +48,27 @@ def test_a_policy_draws_first(tmp_path):
     assert done.returncode == 0, done.stderr
     assert float(dict(line.split("\t") for line in done.stdout.splitlines())["overall"]) < 0.5  # it was never trained
     assert len(list((tmp_path / "images").glob("*/samples/*.png"))) == 2 * len(PROMPTS)
+
+
+def test_a_policy_draws_genevals_own_prompts_for_its_detector(tmp_path):
+    line = {
+        "tag": "colors",
+        "include": [{"class": "dog", "count": 1, "color": "red"}],
+        "prompt": "a photo of a red dog",
+    }
+    (tmp_path / "params.yaml").write_text("run: {family: image, device: cpu, policy: {steps: 2}}\n")
+    (tmp_path / "geneval.jsonl").write_text(json.dumps(line))
+    asked = read_prompts(tmp_path / "geneval.jsonl", quarantine=tmp_path / "refused.jsonl").prompts
+    tiny.pipeline(tmp_path / "policy")
+    records.write(tmp_path / "prompts.jsonl", asked)
+    done = command(tmp_path, "images", "--policy", "policy", "--prompts", "prompts.jsonl", "--samples", "2")
+    assert done.returncode == 0, done.stderr
+    assert (
+        done.stdout == "images holds the pictures; their objects are no scenes: score it with GenEval's own detector\n"
+    )
+    assert json.loads((tmp_path / "images/00000/metadata.jsonl").read_text()) == line
+    assert len(list((tmp_path / "images/00000/samples").glob("*.png"))) == 2
+    assert not (tmp_path / "images/results.jsonl").exists()
 
 
 @pytest.mark.parametrize(

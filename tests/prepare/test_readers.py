@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from stages.errors import UserError
+from stages.evaluate.geneval import metadata
 from stages.images import encode
 from stages.prepare.readers import Read, pick, read_prompts
 from stages.prepare.shapes import SHAPES, takes
@@ -159,6 +160,25 @@ def test_what_the_shapes_keep_besides(tmp_path):
     assert (gsm8k.answer, gsm8k.reference) == ("1001", "1000 + 1 = 1001")
     assert (mt_bench.id, mt_bench.kind) == ("81", "writing")
     assert (geneval.kind, parti.kind) == ("counting", "Abstract")
+    assert geneval.checks == {"include": [{"class": "cow", "count": 2}]}
+
+
+def test_genevals_objects_are_the_same_out_of_a_table_and_wrong_ones_are_refused(tmp_path):
+    cow, dog = {"class": "cow", "count": 1, "color": "red"}, {"class": "dog", "count": 1}
+    rows = [
+        {"tag": "two_object", "include": [cow, dog], "exclude": [{"class": "cow", "count": 2}], "prompt": "Say hi."}
+    ]
+    path = tmp_path / "data.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)  # fills in the colour of the dog
+    assert load(path).prompts[0].checks == {name: rows[0][name] for name in ("include", "exclude")}
+    wrong = [{**rows[0], "include": value} for value in ("cow", [], ["cow"], [{"count": 1}])]
+    assert len(load(write(tmp_path / "data.jsonl", rows + wrong)).prompts) == 1
+    assert [(one["field"], one["reason"]) for one in refusals(tmp_path / "data.jsonl")] == [
+        ("include", "wrong type"),
+        ("include", "empty list"),
+        ("include.0", "not an object with a class"),
+        ("include.0", "not an object with a class"),
+    ]
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "jsonl.gz", "json", "json.gz", "parquet", "csv", "tsv"])
@@ -369,6 +389,9 @@ def test_published_file(tmp_path, name, shape, rows, refused):
     assert read == named
     assert read.by_reason == Counter(refused)
     assert len(read.prompts) == rows - sum(refused.values())
+    if shape == "geneval":  # what its scripts read can be written again
+        lines = (DATA / name).read_text().splitlines()
+        assert [metadata(prompt) for prompt in read.prompts] == [json.loads(line) for line in lines]
     if shape == "gsm8k":
         assert all(prompt.answer and prompt.answer.removeprefix("-").isdigit() for prompt in read.prompts)
     if shape == "judged":  # the published win rate of this model
