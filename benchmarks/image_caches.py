@@ -4,8 +4,8 @@
 
 Everything cached is the base; each other row does without one cache, the last without all. One process, one policy and
 the same batches serve all rows; repetitions are interleaved in a random order, so that a busy machine slows all alike.
-The losses of all rows must agree. What is encoded anew is encoded one at a time, as it is when it is first met. Times
-are of small models built in code: read the ratios, and expect others where text encoder, autoencoder and denoiser have
+The losses of all rows must agree. Captions are encoded anew in one batch, as a trainer without a cache would. Times are
+of small models built in code: read the ratios, and expect others where text encoder, autoencoder and denoiser have
 other sizes.
 """
 
@@ -84,12 +84,24 @@ def forgotten(holder: Any) -> Iterator[None]:
         holder.known = kept
 
 
+@torch.no_grad()
+def encode(captions: Any, wanted: Sequence[str]) -> None:
+    """Fill the memory with all captions of a batch at once; the policy itself encodes one at a time."""
+    said = list(dict.fromkeys(wanted))
+    table = captions.embed(said)
+    for i, caption in enumerate(said):
+        captions.known.keep(caption, {name: values[i] for name, values in table.items()})
+
+
 def step(policy: Any, reference: Any, cache: Cache, batch: Sequence[Pair], without: Sequence[str]) -> Tensor:
     """Loss and gradient of a batch `[b]` of pairs, without some of the caches."""
+    used = (policy, reference) if "reference" in without else (policy,)
     with ExitStack() as stack:
         for name, of in (("captions", "captions"), ("latents", "codec")):
-            for one in (policy, reference) if name in without else ():
+            for one in used if name in without else ():
                 stack.enter_context(forgotten(getattr(one, of)))
+                if name == "captions":
+                    encode(one.captions, [pair.messages[-1].content for pair in batch])
         made = recomputed(policy, reference, batch) if "reference" in without else cached(policy, cache, batch)
         losses, _ = dpo(made, beta=1000.0)
         losses.mean().backward()
