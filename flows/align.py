@@ -127,6 +127,15 @@ def align(
         return Failed(message=str(error), data=error)
 
 
+@flow(persist_result=False)
+def planned(plan: experiments.Experiment, recipe: str, retries: int = 0) -> dict[str, float] | State:
+    """Run an experiment that was planned before; returns the metrics of its evaluation."""
+    try:
+        return conduct(plan, recipe, retries)
+    except UserError as error:
+        return Failed(message=str(error), data=error)
+
+
 def _workspace(root: Path, retries: int) -> dict[str, float]:
     timer, env = Timer(), tracking.environment(root)
     dvc.pull(root, get_run_logger().info)

@@ -33,6 +33,8 @@ class Experiment:
     root: Path  # the repository
     name: str
     params: recipes.Node
+    commit: str  # what was checked out when it was planned
+    edits: str  # a commit with the edits of tracked files at that time; empty where there were none
 
     @property
     def workspace(self) -> Path:
@@ -56,7 +58,8 @@ def kept(root: Path, name: str) -> Path:
 def plan(root: Path, recipe: str | None, seed: int | None, settings: list[str], *, prefix: str = "") -> Experiment:
     """Name an experiment after its recipe and seed, and a digest of all params and tracked code.
 
-    The same setting of the same code therefore has the same name, and is found again however it was started.
+    The same setting of the same code therefore has the same name, and is found again however it was started. It runs
+    the code of this moment, whatever is edited or committed before its turn comes.
 
     Raises:
         UserError: an unknown recipe, a setting without a node, or `root` is no repository.
@@ -67,9 +70,11 @@ def plan(root: Path, recipe: str | None, seed: int | None, settings: list[str], 
     if seed is not None:
         params = recipes.apply(params, {"run": {"seed": seed}})
     params = recipes.apply(params, recipes.settings(settings, params))
-    digest = hashlib.sha256((json.dumps(params, sort_keys=True) + _code(root)).encode()).hexdigest()[:7]
+    commit, edits = _git(root, "rev-parse", "HEAD"), _git(root, "stash", "create")
+    digest = hashlib.sha256((json.dumps(params, sort_keys=True) + _code(root, edits or commit)).encode())
     label = (recipe or "params").replace("/", "-")
-    return Experiment(root, f"{prefix}{label}-s{params.get('run', {}).get('seed', 0)}-{digest}", params)
+    name = f"{prefix}{label}-s{params.get('run', {}).get('seed', 0)}-{digest.hexdigest()[:7]}"
+    return Experiment(root, name, params, commit, edits)
 
 
 def finished(experiment: Experiment) -> dict[str, float] | None:
@@ -87,10 +92,9 @@ def enter(experiment: Experiment) -> Path:
     if not ready.exists():
         shutil.rmtree(folder, ignore_errors=True)
         _git(root, "worktree", "prune")
-        _git(root, "worktree", "add", "--quiet", "--detach", str(folder), "HEAD")
-        edits = _edits(root)
-        if edits:
-            _git(folder, "stash", "apply", "--quiet", edits)
+        _git(root, "worktree", "add", "--quiet", "--detach", str(folder), experiment.commit)
+        if experiment.edits:
+            _git(folder, "stash", "apply", "--quiet", experiment.edits)
         private = root / ".dvc" / "config.local"  # a remote's address and keys
         shutil.copy(private, ready) if private.exists() else ready.touch()
     dvc.share_cache(folder, dvc.cache(root))
@@ -130,15 +134,10 @@ def _rescue_journals(experiment: Experiment) -> None:
         shutil.move(box, experiment.root / JOURNALS / box.name)
 
 
-def _code(root: Path) -> str:
-    """A text that changes with any tracked file but params.yaml and dvc.lock, uncommitted edits included."""
-    listing = _git(root, "ls-tree", "-r", _edits(root) or "HEAD").splitlines()
+def _code(root: Path, commit: str) -> str:
+    """A text that changes with any tracked file of a commit but params.yaml and dvc.lock."""
+    listing = _git(root, "ls-tree", "-r", commit).splitlines()
     return "\n".join(line for line in listing if line.split("\t")[-1] not in ("params.yaml", "dvc.lock"))
-
-
-def _edits(root: Path) -> str:
-    """A commit that holds the uncommitted edits of tracked files; empty where there are none."""
-    return _git(root, "stash", "create")
 
 
 def _author(root: Path) -> dict[str, str]:

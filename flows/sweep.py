@@ -1,7 +1,8 @@
 """Many recipes x seeds, one comparison: `python -m flows.sweep --recipes dpo,ipo,simpo --seeds 2`.
 
-Every recipe x seed is a DVC experiment of its own (`flows/align.py`), run one after the other; one that was finished
-before is not run again, so that a sweep that was stopped is simply started again. The comparison, a Markdown table and
+Every recipe x seed is a DVC experiment of its own (`flows/align.py`), planned at the start, so that edits and commits
+meanwhile touch none of them, and run one after the other; one that was finished before is not run again, so that a
+sweep that was stopped is simply started again. The comparison, a Markdown table and
 a plot, is written to `experiments/<name>/` and logged to MLflow as a parent run with a child per experiment.
 """
 
@@ -17,7 +18,7 @@ from prefect.logging import get_run_logger
 from prefect.states import Failed, State
 
 from flows import cli, experiments, tracking
-from flows.align import align
+from flows.align import planned
 from stages.errors import UserError
 from stages.evaluate import report
 
@@ -42,18 +43,24 @@ def sweep(
         retries: how often a stage that fails is tried again.
     """
     try:
-        rows = [_plan(recipe, seed, settings or []) for recipe in recipes for seed in range(seeds)]
-        if not rows:
+        plans = [
+            (recipe, seed, experiments.plan(Path.cwd(), recipe, seed, settings or []))
+            for recipe in recipes
+            for seed in range(seeds)
+        ]
+        if not plans:
             raise UserError("nothing to run", where="sweep", mend="name at least one recipe and one seed")
-    except UserError as error:
+    except UserError as error:  # every mistake in a recipe or setting is found before the first experiment starts
         return Failed(message=str(error), data=error)
+    rows: list[dict[str, Any]] = []
     failed = {}
-    for row in rows:  # a failure leaves the others to run
-        state: State = align(row["recipe"], row["seed"], settings, retries, return_state=True)
+    for recipe, seed, plan in plans:  # a failure leaves the others to run
+        rows.append({"recipe": recipe, "seed": seed, "experiment": plan.name})
+        state: State = planned(plan, recipe, retries, return_state=True)
         if state.is_completed():
-            row |= state.result()
+            rows[-1] |= state.result()
         else:
-            failed[row["experiment"]] = state.message
+            failed[plan.name] = state.message
     done = [row for row in rows if len(row) > len(LABELS)]
     if done:
         _compare(Path.cwd(), name or title(recipes), done)
@@ -70,12 +77,6 @@ def title(recipes: list[str]) -> str:
     'sweep-dpo-image-ddpo'
     """
     return "-".join(["sweep", *recipes]).replace("/", "-")
-
-
-def _plan(recipe: str, seed: int, settings: list[str]) -> dict[str, Any]:
-    """The labels of a row; every mistake in a recipe or setting is found before the first experiment starts."""
-    experiment = experiments.plan(Path.cwd(), recipe, seed, settings)
-    return {"recipe": recipe, "seed": seed, "experiment": experiment.name}
 
 
 def _compare(root: Path, name: str, rows: list[dict[str, Any]]) -> None:
