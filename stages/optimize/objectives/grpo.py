@@ -49,8 +49,8 @@ def grpo(
         loss `[g,k]`, 0 for absent members; and statistics `[g]`: `kl`, mean over the steps of the group, where beta is
         not 0; `clip_ratio`, the share of steps outside the clip range; `approx_kl`, mean of log(rho)^2 / 2.
 
-    Time is averaged over a sample's own steps in the paper, which makes each step of a long answer count less;
-    `loss_type` says by what else the sum may be divided. No aggregation leaves a trace where all lengths are equal.
+    Time is averaged over a sample's own steps in the paper, so that each step of a long answer counts for less;
+    `loss_type` says by what else the sum may be divided. Where all samples have one length, n differs by a constant.
 
     Differences from the paper:
         1. Where a step has become e^20 times less likely than under the reference, its kl has no gradient any more.
