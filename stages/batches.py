@@ -82,8 +82,10 @@ class Singles:
 class Pathwise:
     """Sampling that a gradient goes through, for objectives that differentiate the reward itself (image)."""
 
-    sample: Callable[[int], Tensor]  # denoising steps that carry a gradient, the last ones -> images [b,c,h,w]
-    reward: Callable[[Tensor], Tensor]  # images -> [b], more is better
+    # denoising steps that carry a gradient, the last ones -> images [b,c,h,w]; or (1, n): the last step alone, from n
+    # fresh noisings of the finished images -> [n * b,c,h,w], all images of the first noising first
+    sample: Callable[..., Tensor]
+    reward: Callable[[Tensor], Tensor]  # images, of one noising or of several -> [b] or [n * b], more is better
     steps: int  # denoising steps of a sample
     name: str  # names this step's random choices
 

@@ -255,17 +255,18 @@ def pathwise(policy: Policy, prompts: Sequence[Prompt], online: Online, seed: in
     asked = [prompt for prompt in prompts for _ in range(k)]
     seats = [seat for seat in panel.seats(online, "reward", where="params.yaml optimize.online") if seat.weight]
 
-    def sample(grad_steps: int) -> Tensor:
+    def sample(grad_steps: int, repeats: int = 0) -> Tensor:
         return policy.differentiable_sample(  # type: ignore[attr-defined]
-            prompts, k=k, seed=seed_of(seed, epoch), grad_steps=grad_steps
+            prompts, k=k, seed=seed_of(seed, epoch), grad_steps=grad_steps, repeats=repeats
         )
 
     def reward(images: Tensor) -> Tensor:
         total = torch.zeros(len(images), device=images.device)
+        shown = asked * (len(images) // len(asked))
         for seat in seats:
             function = differentiable(seat.part)
             assert function is not None
-            total = total + seat.weight * labelling.unit(seat.part.spec, function(images, asked, **seat.settings))
+            total = total + seat.weight * labelling.unit(seat.part.spec, function(images, shown, **seat.settings))
         return total / sum(seat.weight for seat in seats)
 
     return Pathwise(sample, reward, steps=policy.steps, name=name)  # type: ignore[attr-defined]

@@ -20,7 +20,9 @@ class ImageSettings(Config):
     steps: Annotated[int, Field(ge=1, le=1000)] = 10  # denoising steps of a sample
     eta: Annotated[float, Field(ge=0, le=1)] = 1.0  # diffusion: 0 deterministic, 1 the DDPM posterior
     noise_level: Annotated[float, Field(ge=0)] = 0.7  # flow: the SDE's a, 0 for the ODE
-    guidance: Annotated[float, Field(ge=0)] = 1.0  # classifier-free guidance in sampling and trajectories, 1 for none
+    guidance: Annotated[float, Field(ge=0)] = (
+        1.0  # classifier-free guidance in sampling and trajectories, 1 for none; Flux: the weight it is told
+    )
     patch: Annotated[int, Field(ge=1)] = 1  # without an autoencoder: side of the pixel blocks that become channels
     shared_start: bool = False  # all candidates of a prompt start from the same noise
     resolution: Annotated[int, Field(ge=1)] | None = None  # side in pixels; the model's own where not given
