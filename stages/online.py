@@ -203,7 +203,7 @@ class SampledUpdates:
         """The objective's losses and statistics, with the mean reward of each prompt and its spread."""
         held = self.held[together(batch)]
         samples = held.samples
-        steps = priced(self.policy, self.reference, samples, self.objective.spec.needs)
+        steps = priced(self.policy, self.reference, samples, self.objective.needs(self.chosen))
         losses, stats = self.objective.function(grouped(steps, samples.reward, samples.advantage), **self.chosen)
         losses, stats = by_prompt(losses, stats, len(held.rows))
         if self.behind is not None:

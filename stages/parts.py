@@ -58,6 +58,7 @@ class Spec:
     equation: str = ""
     families: tuple[str, ...] = FAMILIES
     needs: tuple[str, ...] = ()
+    idle: tuple[tuple[str, str], ...] = ()  # (need, setting): the need falls away where that setting is 0
     couples: bool = False  # examples of a batch interact
     online: bool = False  # needs fresh samples of the policy
     range: tuple[float, float] | None = None  # rewards and metrics: the values it can take
@@ -90,6 +91,11 @@ class Part:
     def file(self) -> str:
         """Path of the part's file, relative to the repository."""
         return f"{HOMES[self.kind]}/{self.name}.py"
+
+    def needs(self, settings: dict[str, Any]) -> tuple[str, ...]:
+        """What it needs under these settings, filled in."""
+        idle = {need for need, setting in self.spec.idle if not settings[setting]}
+        return tuple(need for need in self.spec.needs if need not in idle)
 
     @property
     def feedback(self) -> str:

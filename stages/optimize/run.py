@@ -29,12 +29,12 @@ class Settings(Config):
 def run(job: Job[Settings]) -> dict[str, float]:
     """Write the policy, its `previous` and the curves of its training."""
     config, run = job.config.optimize, job.config.run
-    objective, _ = config.objective.part("objective", "optimize.objective")
+    objective, chosen = config.objective.part("objective", "optimize.objective")
     policy = family.to_train(run, POLICY, lora_r=config.lora_r)
     tools = load_tools(config, run)
     looking = watcher(job, policy, tools)
     if objective.spec.online:
-        apart = {"reference", "kl"} & set(objective.spec.needs)
+        apart = {"reference", "kl"} & set(objective.needs(chosen))
         summary = online.learn(
             policy,
             family.load(run, POLICY) if apart else None,

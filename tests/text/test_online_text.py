@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from flows import recipes
-from stages import loop, online, records
+from stages import loop, online, parts, records
 from stages.batches import Item
 from stages.config import Choice, Run
 from stages.entry import Job
@@ -260,3 +260,11 @@ def test_a_strong_pull_holds_the_policy_at_its_reference(folder, tmp_path, name)
         rows = learn(folder, tmp_path / str(i), configured(name, chosen={"beta": beta}, **given))
         ends.append(rows[-1]["kl"])
     assert ends[1] < 0.7 * ends[0]
+
+
+@pytest.mark.parametrize("name", ["grpo", "rloo"])
+def test_without_a_pull_no_reference_is_needed(name):
+    objective = parts.find("objective", name)
+    filled = {key: p.default for key, p in objective.settings.items()}
+    assert "reference" in objective.needs(filled)
+    assert "reference" not in objective.needs({**filled, "beta": 0.0})

@@ -16,6 +16,7 @@ from stages.reduce import LARGEST, advantages, average, clipped, drift, drift_st
     equation="3, 4",
     families=("text", "control", "tabular"),
     needs=("behaviour", "advantage", "reference"),
+    idle=(("reference", "beta"),),
     online=True,
 )
 def grpo(

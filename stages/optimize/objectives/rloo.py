@@ -17,6 +17,7 @@ from stages.reduce import advantages, average, centred, clipped, drift, drift_st
     equation="RLOO estimator",
     families=("text", "control", "tabular"),
     needs=("behaviour", "advantage", "reference"),
+    idle=(("reference", "beta"),),
     online=True,
 )
 def rloo(
