@@ -47,8 +47,8 @@ class Theirs:
     def __init__(self, model: Path, endless: bool) -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        self.model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-        self.tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left")
+        self.model: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(model, padding_side="left")
         self.endless = endless
 
     def config(self, k: int, tokens: int, greedy: bool) -> Any:
@@ -103,4 +103,4 @@ class Continuous(Theirs):
         return [list(answer.generated_tokens) for answer in out.values()]
 
 
-CONTENDERS = {"prefloop": Ours, "generate": Theirs, "generate_batch": Continuous}
+CONTENDERS: dict[str, Any] = {"prefloop": Ours, "generate": Theirs, "generate_batch": Continuous}

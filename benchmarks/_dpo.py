@@ -37,7 +37,7 @@ class Clock(Journal):
 def settings(epochs: int, rank: int, **more: Any) -> Optimize:
     """As TRL is told."""
     return Optimize(
-        objective=Choice(name="dpo", beta=BETA),
+        objective=Choice.model_validate({"name": "dpo", "beta": BETA}),
         num_train_epochs=epochs,
         per_device_train_batch_size=BATCH,
         learning_rate=RATE,
@@ -50,7 +50,7 @@ def settings(epochs: int, rank: int, **more: Any) -> Optimize:
 
 def write(folder: Path, model: Path, pairs: Sequence[Pair], run: Run, rank: int) -> None:
     """The pairs as ours and as TRL's, their token ids, and a new adapter."""
-    policy = family.to_train(run, model, lora_r=rank)
+    policy: Any = family.to_train(run, model, lora_r=rank)
     records.write(folder / "pairs.jsonl", pairs)
     lines = [json.dumps(_pairs.texts(policy, one)) for one in pairs]
     (folder / "texts.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -73,7 +73,8 @@ def ours(folder: Path, model: Path, run: Run, chosen: Optimize, home: Path) -> d
     policy = family.to_train(run, model, lora_r=chosen.lora_r)
     scratch = home / "scratch"
     scratch.mkdir()
-    with Clock("optimize", scratch / "journal", chosen.model_dump(mode="json"), {}, root=home / "outbox") as journal:
+    journal = Clock("optimize", scratch / "journal", chosen.model_dump(mode="json"), {}, root=home / "outbox")
+    with journal:
         start = time.perf_counter()
         learn.learn(policy, pairs, chosen, cache, seed=run.seed, scratch=scratch, journal=journal, label="dpo")
     steps = [end - begin for begin, end in zip([start, *journal.ends], journal.ends)]

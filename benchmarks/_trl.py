@@ -13,7 +13,7 @@ from stages.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-ADAPTER = {"target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+ADAPTER: dict[str, Any] = {"target_modules": "all-linear", "task_type": "CAUSAL_LM"}
 COMMON = {  # what both sides do alike, and what would only cost TRL time
     "use_cpu": True,
     "bf16": False,
@@ -69,7 +69,7 @@ def start_from(model: Any, adapter: Path) -> None:
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
 
-    told = set_peft_model_state_dict(model, load_file(adapter / "adapter_model.safetensors"))
+    told: Any = set_peft_model_state_dict(model, load_file(adapter / "adapter_model.safetensors"))
     assert not told.unexpected_keys, told.unexpected_keys
 
 
@@ -120,7 +120,7 @@ def dpo(
 
     class Trainer(DPOTrainer):
         def _get_train_sampler(self, dataset: Any = None) -> Any:
-            return Order(len(self.train_dataset), seed)
+            return Order(len(rows), seed)
 
         def _precompute_ref_logps(self, *given: Any, **named: Any) -> Any:
             start = time.perf_counter()
@@ -133,7 +133,7 @@ def dpo(
             losses.append(float(loss))
             return loss
 
-    trainer = Trainer(
+    trainer: Any = Trainer(
         model=model,
         args=DPOConfig(output_dir=str(output), **{**COMMON, **settings}),
         train_dataset=rows,

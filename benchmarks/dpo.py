@@ -38,6 +38,8 @@ def sources(chosen: argparse.Namespace) -> dict[str, Iterator[Pair]]:
     """The data sets, by name."""
     long = _pairs.made_up(*LONG[chosen.quick])
     known = {"long prompts, short answers": long}
+    if chosen.quick:
+        return known
     if chosen.data.exists():
         known = {f"people's pairs ({chosen.data.name})": _pairs.people(chosen.data), **known}
     else:
@@ -119,7 +121,7 @@ def body(chosen: argparse.Namespace, arena: Arena) -> str:
         sections.append(speed(name, told, count))
     facts = f"{count} pairs of at most {LONGEST} tokens, batches of {_dpo.BATCH}, LoRA r = {RANK}; "
     facts += f"medians and ranges of {chosen.repetitions} run(s)."
-    return "\n\n".join([facts, *sections, trajectory(chosen, arena)])
+    return "\n\n".join([facts, *sections, *([] if chosen.quick else [trajectory(chosen, arena)])])
 
 
 def jobs(chosen: argparse.Namespace, folder: Path, who: list[str], epochs: int) -> dict[str, dict[str, Any]]:

@@ -12,14 +12,12 @@ other sizes.
 from __future__ import annotations
 
 import argparse
-import platform
 import random
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -27,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks._report import RESULTS, machine, publish
 from stages import feed, images
 from stages.batches import Pairs
 from stages.feed import Cache
@@ -35,7 +34,6 @@ from stages.policies.image import Policy, Settings, tiny
 from stages.policies.image.memory import Memory
 from stages.records import Completion, Message, Pair
 
-RESULTS = Path(__file__).parent / "RESULTS.md"
 BATCH, BATCHES, SIDE = 8, 4, 64  # pairs of a step, different steps, pixels
 NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight")
 ROWS = {
@@ -159,27 +157,6 @@ def sizes(policy: Any) -> str:
     parts = {"denoiser": policy.model, "text encoder": pipe.text_encoder, "autoencoder": pipe.vae}
     told = (f"{name} {sum(p.numel() for p in part.parameters()) / 1e6:.2f}" for name, part in parts.items())
     return f"Million weights: {', '.join(told)}."
-
-
-def machine() -> str:
-    """What the times depend on."""
-    cpu = next((line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.machine())
-    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "diffusers", "transformers"))
-    return f"{cpu}, {torch.get_num_threads()} thread(s); Python {platform.python_version()}, {packages}"
-
-
-def _cpuinfo() -> list[str]:
-    file = Path("/proc/cpuinfo")
-    return file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-
-
-def publish(title: str, body: str, file: Path) -> None:
-    """Put a section into the file of results in place of the one of that title."""
-    text = file.read_text(encoding="utf-8") if file.exists() else "# Results\n\nWritten by the scripts beside it.\n"
-    head, *sections = text.split("\n## ")
-    kept = [section for section in sections if section.partition("\n")[0] != title]
-    sections = sorted([*(section.strip("\n") for section in kept), f"{title}\n\n{body.strip()}"])
-    file.write_text("\n\n## ".join([head.strip("\n"), *sections]) + "\n", encoding="utf-8")
 
 
 def main() -> None:

@@ -22,18 +22,18 @@ from benchmarks._report import goal, spread, table
 
 
 def work(job: dict[str, Any]) -> dict[str, Any]:
-    """Draw once with a contender; or the greedy answers, to compare."""
+    """Draw once with a contender; where answers end, also the greedy ones, to compare."""
     from benchmarks import _decode
 
     contender = _decode.CONTENDERS[job["who"]](Path(job["model"]), job["endless"])
     prompts = _decode.asked(job["prompts"])
-    if job["greedy"]:
-        return {"answers": contender.draw(prompts, 1, job["tokens"], 0, greedy=True)}
     contender.draw(prompts, job["k"], 2, 0)
     start = time.perf_counter()
     drawn = contender.draw(prompts, job["k"], job["tokens"], job["seed"])
     taken = time.perf_counter() - start
-    return {"taken": taken, "tokens": sum(map(len, drawn)), "answers": len(drawn)}
+    held = _contest.peak()
+    greedy = [] if job["endless"] else contender.draw(prompts, 1, job["tokens"], 0, greedy=True)
+    return {"taken": taken, "tokens": sum(map(len, drawn)), "peak": held, "greedy": greedy}
 
 
 def speed(name: str, told: dict[str, list[dict[str, Any]]]) -> str:
@@ -60,7 +60,7 @@ def speed(name: str, told: dict[str, list[dict[str, Any]]]) -> str:
 
 def parity(told: dict[str, list[dict[str, Any]]]) -> str:
     """How many greedy answers are the same, and how long the others stay so."""
-    ours, theirs = (told[who][0]["answers"] for who in ("prefloop", "generate"))
+    ours, theirs = (told[who][0]["greedy"] for who in ("prefloop", "generate"))
     same = sum(a == b for a, b in zip(ours, theirs, strict=True))
     shared = [next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), None) for a, b in zip(ours, theirs)]
     parted = [f"after {at} tokens" for at in shared if at is not None]
@@ -76,14 +76,12 @@ def body(chosen: argparse.Namespace, arena: Arena) -> str:
     prompts, k, tokens = (2, 2, 8) if chosen.quick else (chosen.prompts, chosen.k, chosen.tokens)
     facts = {"model": str(model), "prompts": prompts, "k": k, "tokens": tokens, "seed": 0}
 
-    def jobs(names: list[str], **more: bool) -> dict[str, dict[str, Any]]:
-        return {name: {"who": name, **facts, "greedy": False, **more} for name in names}
-
-    names, sections = list(CONTENDERS), []
-    for title, endless in (("All answers reach the limit", True), ("Answers end themselves", False)):
-        told = arena.of(f"endless-{endless}").compete(jobs(names, endless=endless), chosen.repetitions)
+    ways = {"All answers reach the limit": True, "Answers end themselves": False}
+    sections = []
+    for title, endless in list(ways.items())[chosen.quick :]:
+        jobs = {name: {"who": name, **facts, "endless": endless} for name in CONTENDERS}
+        told = arena.of(f"endless-{endless}").compete(jobs, chosen.repetitions)
         sections.append(speed(title, told))
-    told = arena.of("greedy").compete(jobs(["prefloop", "generate"], endless=False, greedy=True), 1)
     head = f"{prompts} prompts, K = {k}, {tokens} new tokens at most, temperature {TEMPERATURE}, top-p {TOP_P}; "
     head += f"medians and ranges of {chosen.repetitions} run(s)."
     return "\n\n".join([head, *sections, parity(told)])
