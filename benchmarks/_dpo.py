@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import time
 from collections.abc import Sequence
@@ -70,6 +71,7 @@ def ours(folder: Path, model: Path, run: Run, chosen: Optimize, home: Path) -> d
     cache = feed.reference(policy, feed.at_draws(policy, pairs, 1))
     reference = time.perf_counter() - start
     del policy
+    gc.collect()  # its layers hold themselves; the stages are processes of their own
     policy = family.to_train(run, model, lora_r=chosen.lora_r)
     scratch = home / "scratch"
     scratch.mkdir()
