@@ -11,11 +11,17 @@ from tqdm import tqdm
 from stages import records
 from stages.records import Candidate, Prompt
 
-CHUNK = 64  # rows sampled side by side
+CHUNK = 64  # candidates that are drawn, and lost by a kill, together
 
 
 def sample(
-    draw: Callable[[list[Prompt]], list[Candidate]], prompts: Sequence[Prompt], k: int, scratch: Path, *, label: str
+    draw: Callable[[list[Prompt]], list[Candidate]],
+    prompts: Sequence[Prompt],
+    k: int,
+    scratch: Path,
+    *,
+    label: str,
+    chunk: int = CHUNK,
 ) -> list[Candidate]:
     """Candidates of all prompts, in the order of the prompts.
 
@@ -28,22 +34,23 @@ def sample(
         k: candidates a prompt, to size the chunks.
         scratch: where chunks lie.
         label: name on the progress line.
+        chunk: candidates in a chunk; a policy that refills its batch as rows end wants several batches of them.
     """
     scratch.mkdir(parents=True, exist_ok=True)
     order = sorted(prompts, key=lambda p: (sum(len(m.content) for m in p.messages), p.id))
-    per_chunk = max(1, CHUNK // max(1, k))
+    per_chunk = max(1, chunk // max(1, k))
     drawn: dict[str, list[Candidate]] = {}
     with tqdm(total=len(order), desc=label, unit="prompt", dynamic_ncols=True) as bar:
         for start in range(0, len(order), per_chunk):
-            chunk = order[start : start + per_chunk]
+            asked = order[start : start + per_chunk]
             file = scratch / f"{start:06d}.jsonl"
             if not file.exists():
                 part = file.with_suffix(".part")
-                records.write(part, draw(chunk))
+                records.write(part, draw(asked))
                 os.replace(part, file)
             for candidate in records.read(file, Candidate):
                 drawn.setdefault(candidate.prompt, []).append(candidate)
-            bar.update(len(chunk))
+            bar.update(len(asked))
     return [candidate for prompt in prompts for candidate in drawn.get(prompt.id, [])]
 
 
@@ -52,9 +59,9 @@ def summary(candidates: Sequence[Candidate]) -> dict[str, float]:
     if not candidates:
         return {}
     sizes = [len(c.tokens) or len(c.text.split()) for c in candidates]
+    spread = [c.entropy or 0.0 for c in candidates if c.entropy is not None or not c.tokens]
     return {
         "completions/count": len(candidates),
         "completions/mean_length": sum(sizes) / len(sizes),
         "completions/clipped_ratio": sum(not c.finished for c in candidates) / len(candidates),
-        "entropy": sum(c.entropy or 0.0 for c in candidates) / len(candidates),
-    }
+    } | ({"entropy": sum(spread) / len(spread)} if spread else {})
