@@ -5,14 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 from stages.batches import Item
 from stages.errors import UserError
 from stages.policies import tiny
 from stages.policies.order import by_length
-from stages.policies.text import onednn
-from stages.policies.text.drawing import draw
 from stages.policies.text.policy import TextPolicy, TextSettings
 from stages.records import Completion, Message, Prompt
 
@@ -91,29 +88,6 @@ def test_a_row_does_not_depend_on_its_neighbours(policy):
     assert policy.sample(asked, 2, seed=6, max_new_tokens=12) != policy.sample(asked, 2, seed=5, max_new_tokens=12)
 
 
-def test_draws_follow_the_distribution():
-    logits = torch.tensor([[0.5, 0.25, 0.15, 0.1]]).log().repeat(20000, 1)
-    uniform = torch.rand(20000, generator=torch.Generator().manual_seed(0))
-    for temperature, top_p, wanted in (
-        (1.0, 1.0, [0.5, 0.25, 0.15, 0.1]),
-        (1.0, 0.7, [2 / 3, 1 / 3, 0, 0]),  # 0.5 + 0.25 is the smallest mass of at least 0.7
-        (0.5, 1.0, [w**2 / (0.25 + 0.0625 + 0.0225 + 0.01) for w in (0.5, 0.25, 0.15, 0.1)]),
-    ):
-        share = draw(logits, uniform, temperature, top_p).bincount(minlength=4) / 20000
-        assert share.tolist() == pytest.approx(wanted, abs=0.015)
-    assert (draw(logits, uniform, 0.0, 1.0) == 0).all()
-
-
-def test_a_nucleus_beyond_the_short_list_is_drawn_from_the_whole_vocabulary():
-    logits = torch.zeros(400, 2000)  # 256 tokens hold 0.128 of the mass
-    logits[0, 7] = 30.0
-    uniform = torch.rand(400, generator=torch.Generator().manual_seed(0))
-    drawn = draw(logits, uniform, 1.0, 0.9)
-    assert drawn[0] == 7
-    assert len(drawn.unique()) > 300
-    assert int(drawn.max()) > 255
-
-
 def test_an_adapter_comes_back_as_it_was_saved(folder, tmp_path, policy):
     trained = TextPolicy.load(folder, trainable=True, lora_r=2, seed=3)
     for name, p in trained.parameters().items():
@@ -136,33 +110,6 @@ def test_all_weights_are_trained_and_saved_without_an_adapter(folder, tmp_path):
     assert (tmp_path / "whole/model.safetensors").is_file()
     assert (tmp_path / "whole/tokenizer.json").is_file()
     TextPolicy.load(tmp_path / "whole")
-
-
-@pytest.mark.parametrize("bias", [True, False])
-def test_onednn_layers_give_values_and_gradients_of_plain_ones(bias):
-    torch.manual_seed(0)
-    plain = nn.Linear(48, 32, bias=bias).requires_grad_(False)
-    fast = nn.Linear(48, 32, bias=bias)
-    fast.load_state_dict(plain.state_dict())
-    fast.requires_grad_(False)
-    onednn.speed_up(fast)
-    for shape in ((4, 48), (3, 9, 48), (64, 48)):
-        x = torch.randn(shape)
-        results = []
-        for layer in (plain, fast):
-            given = x.clone().requires_grad_(True)
-            y = layer(given)
-            (y * y).sum().backward()
-            results.append((y.detach(), given.grad))
-        for a, b in zip(*results, strict=True):
-            assert torch.allclose(a, b, atol=1e-4)
-
-
-def test_onednn_leaves_trained_layers_alone():
-    layer = nn.Linear(32, 32)
-    onednn.speed_up(layer)
-    layer(torch.randn(20, 32)).sum().backward()
-    assert layer.weight.grad is not None
 
 
 def test_next_token_logits_are_log_probs_of_the_first_tokens(policy):

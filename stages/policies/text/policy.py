@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -13,19 +12,18 @@ from torch import Tensor
 
 from stages.batches import Item, Steps
 from stages.config import Config
-from stages.errors import UserError
 from stages.policies.order import by_length
-from stages.policies.text import onednn
-from stages.policies.text.drawing import draw, entropy_of, positions, stream
-from stages.policies.text.rows import Rows
-from stages.policies.weights import check_weights
+from stages.policies.text import attention, head, loading, plain, vllm
+from stages.policies.text.check import agrees
+from stages.policies.text.decoding import Asked, decode, rows_of, states_of
+from stages.policies.text.decoding import Row as Growing
+from stages.policies.text.packing import Packed, Row, pack
 from stages.records import Candidate, Completion, Message, Prompt
 
 if TYPE_CHECKING:
     from stages.policies.family import Policy
 
 Dialogue = Sequence[Message]
-LORA_TARGETS = "all-linear"
 PRICED = 2048  # tokens of a batch that is priced without a gradient
 
 
@@ -33,6 +31,9 @@ class TextSettings(Config):
     """The node `run.policy` of the family `text`."""
 
     max_length: Annotated[int, Field(ge=8)] = 512  # tokens of prompt and completion together
+    gradient_checkpointing: bool = False  # less memory in training for a fifth more time
+    slots: Annotated[int, Field(ge=1)] = 64  # completions that are sampled side by side
+    sampling: Literal["native", "vllm"] = "native"  # who samples; weights that are being trained always natively
 
 
 class TextPolicy:
@@ -42,9 +43,12 @@ class TextPolicy:
     seeded = False
 
     def __init__(self, model: Any, tokenizer: Any, settings: TextSettings = TextSettings()) -> None:
-        self.model, self.tokenizer, self.max_length = model, tokenizer, settings.max_length
+        self.model, self.tokenizer, self.max_length, self.slots = model, tokenizer, settings.max_length, settings.slots
         self.device = next(model.parameters()).device
         self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        self._packs: bool | None = None  # not yet tried
+        self.engine: vllm.Engine | None = None  # that samples in our stead
+        attention.install(self.causal)
 
     # ---------------------------------------------------------------------------------------------- on disk
 
@@ -76,34 +80,19 @@ class TextPolicy:
         Raises:
             UserError: no model there, weights in a pickle format, or a corrupt file.
         """
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        check_weights(folder)
-        adapter = folder / "adapter_config.json"
-        base = Path(json.loads(adapter.read_text())["base_model_name_or_path"]) if adapter.exists() else folder
-        if base != folder:
-            check_weights(base)
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(base)
-            model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, use_safetensors=True)
-            if base != folder:
-                from peft import PeftModel
-
-                model = PeftModel.from_pretrained(model, folder, is_trainable=trainable)
-                model = model if trainable and lora_r else model.merge_and_unload()
-        except Exception as error:  # libraries raise a dozen types for a broken file
-            what = f"cannot be loaded: {type(error).__name__}: {str(error).splitlines()[0][:200]}"
-            raise UserError(
-                what, where=str(folder), mend="replace the files, or rerun the stage that wrote them"
-            ) from error
-        if trainable and lora_r and base == folder:
-            torch.manual_seed(seed)
-            model = with_adapter(model, lora_r)
-        model.to(device).train(trainable)
-        if not trainable:
-            model.requires_grad_(False)
-        onednn.speed_up(model)
-        return cls(model, tokenizer, settings)
+        model, tokenizer = loading.read(
+            folder,
+            device=device,
+            dtype=dtype,
+            trainable=trainable,
+            lora_r=lora_r,
+            seed=seed,
+            gradient_checkpointing=settings.gradient_checkpointing,
+        )
+        made = cls(model, tokenizer, settings)
+        if settings.sampling == "vllm" and not trainable:
+            made.engine = vllm.Engine(folder, max_length=settings.max_length, dtype=dtype, slots=settings.slots)
+        return made
 
     def save(self, folder: Path) -> None:
         """Write a `save_pretrained` folder: the adapter alone where there is one."""
@@ -128,84 +117,76 @@ class TextPolicy:
         answer = answer[: self.max_length - 1]
         return prompt[-(self.max_length - len(answer)) :], answer
 
+    def rows(self, items: Sequence[Item]) -> list[Row]:
+        """Token ids of prompt and answer of each item."""
+        return [self.encode(item.messages, item.completion) for item in items]
+
     def encode_prompt(self, messages: Dialogue) -> list[int]:
         """Token ids of the dialogue, ready for the assistant's turn."""
         turns = [message.model_dump() for message in messages]
         ids = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=False)
         return list(ids)
 
-    def _pad_left(self, rows: list[list[int]]) -> tuple[Tensor, Tensor]:
-        """Right-align rows: token ids `[b,s]` and attention mask `[b,s]`."""
-        width = max(map(len, rows))
-        ids = torch.full((len(rows), width), self.pad, dtype=torch.long)
-        mask = torch.zeros((len(rows), width), dtype=torch.long)
-        for i, row in enumerate(rows):
-            ids[i, width - len(row) :] = torch.tensor(row)
-            mask[i, width - len(row) :] = 1
-        return ids.to(self.device), mask.to(self.device)
-
     # ---------------------------------------------------------------------------------------------- pricing
 
     def batches(self, items: Sequence[Item]) -> Iterator[list[int]]:
-        """Indices of items of similar length, at most about `PRICED` tokens together."""
-        yield from by_length([range(item.size // 3 + 1) for item in items], tokens=PRICED)  # 3 characters a token
+        """Indices of items that are priced together without a gradient: those of a dialogue, `PRICED` tokens or so."""
+        dialogues: dict[tuple[Message, ...], list[int]] = {}
+        for i, item in enumerate(items):
+            dialogues.setdefault(item.messages, []).append(i)
+        told = list(dialogues.values())
+        sizes = [range(sum(items[i].size // 3 + 1 for i in each)) for each in told]  # about 3 characters a token
+        for batch in by_length(sizes, tokens=PRICED):
+            yield [i for dialogue in batch for i in told[dialogue]]
 
     def log_probs(self, items: Sequence[Item], *, entropy: bool = False, reference: Policy | None = None) -> Steps:
         """Log-prob of every token of each completion given its dialogue, float32, differentiable.
 
-        Rows are right-aligned, so that the logits of all completions are the last positions and no others are made.
+        Items of the same dialogue share its computation, wherever they stand (see `packing.py`).
 
         Returns:
             Steps with `logp`, `mask` and, if asked for, `entropy` and `ref`, all `[b,t]` in nats, left-aligned.
         """
-        encoded = [self.encode(item.messages, item.completion) for item in items]
-        ids, attention = self._pad_left([prompt + answer for prompt, answer in encoded])
-        lengths = torch.tensor([len(answer) for _, answer in encoded], device=self.device)
-        t = int(lengths.max())
-        logits = (
-            self.model(
-                input_ids=ids,
-                attention_mask=attention,
-                position_ids=positions(attention),
-                logits_to_keep=t + 1,
-                use_cache=False,
-            )
-            .logits[:, :-1]
-            .float()
-        )  # [b,t,v]
-        targets = ids[:, -t:]
-        logz = logits.logsumexp(-1)
-        logp = logits.gather(-1, targets[..., None]).squeeze(-1) - logz  # [b,t], right-aligned
-        left = (torch.arange(t, device=self.device) + t - lengths[:, None]).clamp(
-            max=t - 1
-        )  # where row i's step j sits
-        mask = torch.arange(t, device=self.device) < lengths[:, None]
-        spread = None
-        if entropy:
-            spread = entropy_of(logits.detach()).gather(1, left) * mask
+        rows = self.rows(items)
+        if self.packs():
+            packed = pack(rows, self.device)
+            told = head.log_probs(self.hidden(packed), head.of(self.causal), packed.targets, entropy=entropy)
+            logp, mask = packed.unpack(told.logp)
+            spread = None if told.entropy is None else packed.unpack(told.entropy)[0]
+        else:
+            logp, mask, spread = plain.log_probs(self.model, rows, self.pad, entropy=entropy)
         with torch.no_grad():
             ref = None if reference is None else reference.log_probs(items).logp
-        return Steps(logp=logp.gather(1, left) * mask, mask=mask, ref=ref, entropy=spread)
+        return Steps(logp=logp, mask=mask, ref=ref, entropy=spread)
+
+    def hidden(self, packed: Packed) -> Tensor:
+        """Last hidden states `[n,d]` of the positions that predict the answers' tokens."""
+        states = states_of(self.causal, packed.ids, packed.positions, packed.trees)
+        return states.index_select(0, packed.source)
+
+    @property
+    def causal(self) -> Any:
+        """The language model itself, which an adapter may be inside of."""
+        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+
+    def packs(self) -> bool:
+        """Whether the model prices packed rows as it does padded ones: tried out once."""
+        if self._packs is None:
+            self._packs = agrees(self)
+        return self._packs
 
     @torch.no_grad()
     def next_token_logits(self, prompts: Sequence[Prompt], words: Sequence[str]) -> Tensor:
         """Log-prob of the first token of each word as the assistant's next token: `[n, len(words)]`."""
         first = [self.tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in words]
+        rows = [(self.encode_prompt(prompt.messages)[-self.max_length :], [first[0]]) for prompt in prompts]
         out = torch.empty(len(prompts), len(words))
-        rows = [self.encode_prompt(prompt.messages)[-self.max_length :] for prompt in prompts]
-        for batch in by_length(rows, tokens=2048):
-            ids, attention = self._pad_left([rows[i] for i in batch])
-            logits = (
-                self.model(
-                    input_ids=ids,
-                    attention_mask=attention,
-                    position_ids=positions(attention),
-                    logits_to_keep=1,
-                    use_cache=False,
-                )
-                .logits[:, -1]
-                .float()
-            )
+        for batch in by_length([row for row, _ in rows], tokens=PRICED):
+            chosen = [rows[i] for i in batch]
+            if self.packs():
+                logits = head.of(self.causal).logits(self.hidden(pack(chosen, self.device)))
+            else:
+                logits = plain.next_logits(self.model, [row for row, _ in chosen], self.pad)
             out[batch] = logits.log_softmax(-1)[:, first].cpu()
         return out
 
@@ -224,34 +205,29 @@ class TextPolicy:
     ) -> list[Candidate]:
         """Draw k completions of each prompt, ordered by prompt then k.
 
-        A prompt is prefilled once for its k rows; rows that end leave the batch. Every row draws from its own seeded
-        stream of uniform numbers, so that it does not depend on what else is in the batch.
+        A prompt is prefilled once for its k rows, and rows that wait take the places of those that end (see
+        `decoding.py`). Every row draws from its own seeded stream, so that it does not depend on what stands beside it.
 
         Returns:
             Candidates with `tokens` (end-of-sequence included) and `logps` under this policy at temperature 1.
         """
-        room = self.max_length - max_new_tokens
-        ids, attention = self._pad_left([self.encode_prompt(p.messages)[-room:] for p in prompts])
-        names = [f"{p.id}/{i}" for p in prompts for i in range(k)]
-        uniform = torch.stack([stream(seed, name, max_new_tokens) for name in names]).to(self.device)  # [n,t]
-        tokens: list[list[int]] = [[] for _ in names]
-        logps: list[list[float]] = [[] for _ in names]
-        entropies = torch.zeros(len(names), device=self.device)
-        ends = self.end_tokens()
-        rows = Rows.prefill(self.model, ids, attention, k)
-        for step in range(max_new_tokens):
-            drawn = draw(rows.logits, uniform[rows.alive, step], temperature, top_p)  # [alive]
-            logp = rows.logits.gather(-1, drawn[:, None]).squeeze(-1) - rows.logits.logsumexp(-1)
-            entropies[rows.alive] += entropy_of(rows.logits)
-            for row, token, value in zip(rows.alive.tolist(), drawn.tolist(), logp.tolist()):
-                tokens[row].append(token)
-                logps[row].append(value)
-            keep = ~torch.isin(drawn, ends)
-            if step + 1 == max_new_tokens or not keep.any():
-                break
-            rows.advance(self.model, drawn, keep)
-        owners = [p.id for p in prompts for _ in range(k)]
-        return [self._candidate(*row) for row in zip(names, owners, tokens, logps, entropies.tolist(), strict=True)]
+        room = max(1, self.max_length - max_new_tokens)
+        asked = [self.encode_prompt(prompt.messages)[-room:] for prompt in prompts]
+        names = [f"{prompt.id}/{i}" for prompt in prompts for i in range(k)]
+        how = Asked(seed, temperature, top_p, max_new_tokens, frozenset(self.end_tokens().tolist()))
+        rows = rows_of(names, k, seed)
+        if self.engine is not None:
+            self.engine.decode(asked, rows, names, how)
+        elif self.packs():
+            decode(self.causal, asked, rows, how, self.slots)
+        else:
+            plain.decode(self.model, asked, rows, how, self.slots, self.pad)
+        return [self._candidate(name, prompts[row.prompt].id, row) for name, row in zip(names, rows, strict=True)]
+
+    @property
+    def chunk(self) -> int:
+        """Rows worth asking for at once: enough that the last ones, which leave slots empty, are few of them."""
+        return 4 * self.slots
 
     def end_tokens(self) -> Tensor:
         """Ids of all tokens that end a turn."""
@@ -259,23 +235,15 @@ class TextPolicy:
         ends = ends if isinstance(ends, list) else [ends]
         return torch.tensor(sorted({*ends, self.tokenizer.eos_token_id} - {None}), device=self.device)
 
-    def _candidate(self, row: str, prompt: str, tokens: list[int], logps: list[float], entropy: float) -> Candidate:
-        finished = tokens[-1] in self.end_tokens().tolist()
-        text = self.tokenizer.decode(tokens[: len(tokens) - finished], skip_special_tokens=True)
+    def _candidate(self, name: str, prompt: str, row: Growing) -> Candidate:
+        finished = row.tokens[-1] in self.end_tokens().tolist()
+        text = self.tokenizer.decode(row.tokens[: len(row.tokens) - finished], skip_special_tokens=True)
         return Candidate(
-            id=row,
+            id=name,
             prompt=prompt,
             text=text.strip(),
             finished=finished,
-            tokens=tuple(tokens),
-            logps=tuple(round(value, 6) for value in logps),
-            entropy=round(entropy / len(tokens), 6),
+            tokens=tuple(row.tokens),
+            logps=tuple(round(value, 6) for value in row.logps),
+            entropy=None if row.entropy is None else round(row.entropy / len(row.tokens), 6),
         )
-
-
-def with_adapter(model: Any, rank: int) -> Any:
-    """A new LoRA adapter on every linear layer but the head; alpha is twice the rank."""
-    from peft import LoraConfig, get_peft_model
-
-    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=LORA_TARGETS, task_type="CAUSAL_LM")
-    return get_peft_model(model, config)
