@@ -11,8 +11,6 @@ from tqdm import tqdm
 from stages import records
 from stages.records import Candidate, Prompt
 
-CHUNK = 64  # candidates that are drawn, and lost by a kill, together
-
 
 def sample(
     draw: Callable[[list[Prompt]], list[Candidate]],
@@ -21,7 +19,7 @@ def sample(
     scratch: Path,
     *,
     label: str,
-    chunk: int = CHUNK,
+    chunk: int,
 ) -> list[Candidate]:
     """Candidates of all prompts, in the order of the prompts.
 
@@ -34,7 +32,7 @@ def sample(
         k: candidates a prompt, to size the chunks.
         scratch: where chunks lie.
         label: name on the progress line.
-        chunk: candidates in a chunk; a policy that refills its batch as rows end wants several batches of them.
+        chunk: candidates that are drawn, and lost by a kill, together: the policy's `chunk`.
     """
     scratch.mkdir(parents=True, exist_ok=True)
     order = sorted(prompts, key=lambda p: (sum(len(m.content) for m in p.messages), p.id))

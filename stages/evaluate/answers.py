@@ -64,7 +64,7 @@ def sample(
     for name, folder in policies:
         policy = family.load(run, folder)
         draw = partial(sampler.function, policy, k=k, seed=run.seed, **settings)
-        every = rollout.sample(draw, prompts, k, scratch / name, label=f"answers of {name}")
+        every = rollout.sample(draw, prompts, k, scratch / name, label=f"answers of {name}", chunk=policy.chunk)
         told = firsts(every)
         own = [sum(c.logps) for c in told]
         drawn[name] = Drawn(every, price(policy, prompts, told, draws, f"{name} itself") if policy.seeded else own)

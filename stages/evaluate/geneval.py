@@ -209,9 +209,12 @@ def draw(folder: Path, policy: Path, prompts: Path, samples: int) -> bool:
     asked = records.read(prompts, Prompt)
     for prompt in asked:
         metadata(prompt)  # refused before the sampling
-    sample = partial(family.load(run, policy).sample, k=samples, seed=run.seed)
+    drawer = family.load(run, policy)
+    sample = partial(drawer.sample, k=samples, seed=run.seed)
+    label = f"draw from {policy}"
     with TemporaryDirectory() as scratch:
-        write(folder, asked, rollout.sample(sample, asked, samples, Path(scratch), label=f"draw from {policy}"))
+        drawn = rollout.sample(sample, asked, samples, Path(scratch), label=label, chunk=drawer.chunk)
+        write(folder, asked, drawn)
     return not any("include" in prompt.checks for prompt in asked)
 
 

@@ -55,7 +55,8 @@ def run(job: Job[Settings]) -> dict[str, float]:
         tools = toolbox.load(needs, job.config.run, encoder=ENCODER, model=MODEL)
         data["score"] = labelling.mixed(config.panel, tools)
     draw = partial(part.function, policy, k=config.candidates, seed=job.config.run.seed, **settings, **data)
-    candidates = rollout.sample(draw, prompts, config.candidates, job.scratch / "chunks", label="generate")
+    chunks, k = job.scratch / "chunks", config.candidates
+    candidates = rollout.sample(draw, prompts, k, chunks, label="generate", chunk=policy.chunk)
     records.write(job.out / "candidates.jsonl", candidates)
     records.write(job.out / "prompts.jsonl", prompts)
     return rollout.summary(candidates)

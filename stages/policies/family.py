@@ -34,6 +34,11 @@ class Policy(Protocol):
     seeded: bool  # log-probs are taken at a seeded draw of (timestep, noise), another one each epoch
     device: torch.device
 
+    @property
+    def chunk(self) -> int:
+        """Candidates worth asking for at once; a stage that is killed loses no more."""
+        ...
+
     def sample(self, prompts: Sequence[Prompt], k: int, *, seed: int, **settings: Any) -> list[Candidate]:
         """K candidates of each prompt, ordered by prompt then k; the settings are the family's samplers'."""
         ...

@@ -160,8 +160,10 @@ def draw_from(folder: Path, job: Job[Settings], prompts: list[Prompt], k: int, c
     """K candidates of each prompt from the policy in a folder. One seed: what differs is the policy, not the luck."""
     run = job.config.run
     sampler, settings = job.config.selfplay.sampler.part("sampler", "selfplay.sampler")
-    draw = partial(sampler.function, family.load(run, folder), k=k, seed=run.seed, **settings)
-    return rollout.sample(draw, prompts, k, job.scratch / chunks, label=f"generate from {folder}")
+    policy = family.load(run, folder)
+    draw = partial(sampler.function, policy, k=k, seed=run.seed, **settings)
+    label = f"generate from {folder}"
+    return rollout.sample(draw, prompts, k, job.scratch / chunks, label=label, chunk=policy.chunk)
 
 
 def labelled(

@@ -33,6 +33,7 @@ class ImagePolicy:
 
     family = "image"
     seeded = True
+    chunk = 64
 
     def __init__(
         self,
