@@ -82,7 +82,7 @@ def test_any_mapping_is_a_config_or_one_line(tmp_path_factory, node):
 def test_a_chosen_part_is_found_and_its_settings_checked():
     part, settings = Choice(name="dpo", beta=0.3).part("objective", "optimize.objective")
     assert part.name == "dpo"
-    assert settings == {"beta": 0.3, "label_smoothing": 0.0}
+    assert settings == {"beta": 0.3, "label_smoothing": 0.0, "clip": None}
     with pytest.raises(UserError, match="no setting 'bet'"):
         Choice(name="dpo", bet=0.3).part("objective", "optimize.objective")
 

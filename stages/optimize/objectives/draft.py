@@ -33,6 +33,8 @@ def draft(
 
     Time is not reduced: there is one loss for the whole trajectory.
 
+    Differences from the paper: none known; its LV was derived from its description, not compared with its code.
+
     Example: a sampler of four steps whose image is theta, and a reward of twice the image.
 
     >>> import torch
