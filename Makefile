@@ -9,7 +9,7 @@ PORT_MLFLOW ?= 5000
 PORT_PREFECT ?= 4200
 
 .DEFAULT_GOAL := help
-.PHONY: help install repro test claims check fast ui parts pins clean
+.PHONY: help install repro test claims bench check fast ui parts pins clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -33,6 +33,11 @@ test: install  ## all tests, under ten minutes on two cores
 claims: install  ## what the papers' methods are claimed to do, measured on real digits: 15 minutes on one core
 	OMP_NUM_THREADS=1 TQDM_DISABLE=1 $(PY) -m pytest -m claims tests/claims -s
 	$(PY) -m stages.parts > /dev/null
+
+bench: install  ## how fast, beside TRL and model.generate in one run; writes benchmarks/RESULTS.md
+	for script in dpo sampling grpo beta_sweep scaling rate startup image_caches; do \
+		$(PY) -m benchmarks.$$script || exit 1; \
+	done
 
 check: install  ## lint, types, fast tests
 	ruff check .
