@@ -35,6 +35,7 @@ claims: install  ## what the papers' methods are claimed to do, measured on real
 	$(PY) -m stages.parts > /dev/null
 
 bench: install  ## how fast, beside TRL and model.generate in one run; writes benchmarks/RESULTS.md
+	$(PY) -m pytest -m bench tests/test_benchmarks.py
 	for script in dpo sampling grpo beta_sweep scaling rate startup image_caches; do \
 		$(PY) -m benchmarks.$$script || exit 1; \
 	done

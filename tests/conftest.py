@@ -19,8 +19,12 @@ hypothesis.settings.register_profile("shared machine", deadline=None)
 hypothesis.settings.load_profile("shared machine")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give the tests of a folder with a costly fixture one process."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Give the tests of a folder with a costly fixture one process; leave out what only `make bench` asks for."""
+    long = [item for item in items if item.get_closest_marker("bench")]
+    if long and "bench" not in config.option.markexpr:
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in long]
     for item in items:
         folder = Path(item.path).parent.name
         if folder in {"pipeline", "flows"}:

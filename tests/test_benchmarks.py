@@ -29,8 +29,11 @@ def run(name: str, results: Path) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=290)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(SAID))
+SHORT = {"dpo", "sampling", "rate"}
+KINDS = [pytest.param(n, marks=pytest.mark.slow if n in SHORT else pytest.mark.bench) for n in sorted(SAID)]
+
+
+@pytest.mark.parametrize("name", KINDS)
 def test_a_benchmark_runs_and_publishes(name, tmp_path):
     if name in PEERS and importlib.util.find_spec("trl") is None:
         pytest.skip("TRL is not installed: pip install -e '.[bench]'")
