@@ -36,7 +36,7 @@ class Clock(Journal):
 
 
 def settings(epochs: int, rank: int, **more: Any) -> Optimize:
-    """As TRL is told, but a pair a forward pass: four of them are the same step, with a quarter of the memory."""
+    """As TRL is told, but a pair a forward pass: four of them are the same step, with a quarter of the activations."""
     return Optimize(
         objective=Choice.model_validate({"name": "dpo", "beta": BETA}),
         num_train_epochs=epochs,

@@ -6,9 +6,9 @@ Same pairs, order, batches of 4 pairs, initial adapter, optimizer and number for
 `reference` and `optimize` run, journal and MLflow included. TRL runs with its defaults (gradient checkpointing, the
 reference priced at every step) and with its fastest settings that a CPU has (no checkpointing, reference log-probs
 precomputed; `padding_free` is ignored by TRL 1.16). Ours takes a pair a forward pass and adds up the gradients of 4,
-which costs it no time and a quarter of the memory; TRL pads 4 pairs to one length and takes them at once. Loading models and tokenizing for TRL are not counted; our own
-tokenizing is. One epoch is the reference pass and each pair once; three epochs go on from there, with our reference
-pass and TRL's precomputed one counted once.
+the same step with a quarter of the activations; TRL pads 4 pairs to one length and takes them at once. Loading models
+and tokenizing for TRL are not counted; our own tokenizing is. One epoch is the reference pass and each pair once;
+three epochs go on from there, with our reference pass and TRL's precomputed one counted once.
 """
 
 from __future__ import annotations

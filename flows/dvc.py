@@ -25,6 +25,7 @@ ADVICE = re.compile(
 )
 HALF_WAY = re.compile(r"(?<!100)%\|")  # a progress bar that is not yet full
 FAILED = re.compile(r"failed to reproduce '(?P<stage>[^']+)'.*exited with (?P<code>\d+)")
+NODE = re.compile(r'"(?P<name>[^"]+)";')
 EDGE = re.compile(r'"(?P<before>[^"]+)" -> "(?P<after>[^"]+)";')
 PATIENCE = 600.0  # seconds to wait for a lock
 
@@ -128,8 +129,9 @@ def stages(root: Path) -> list[str]:
 
     Which stage another needs may hang on the params: images are sampled from `sft`, text from `prepare`.
     """
-    needs: dict[str, list[str]] = {name: [] for name in run(root, "stage", "list", "--name-only")}
-    for edge in filter(None, map(EDGE.fullmatch, run(root, "dag", "--dot"))):
+    graph = run(root, "dag", "--dot")
+    needs: dict[str, list[str]] = {node["name"]: [] for node in filter(None, map(NODE.fullmatch, graph))}
+    for edge in filter(None, map(EDGE.fullmatch, graph)):
         needs[edge["after"]].append(edge["before"])
     ordered: dict[str, None] = {}
 

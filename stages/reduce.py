@@ -87,6 +87,12 @@ def centred(batch: Groups) -> Tensor:
     return torch.where(batch.valid, below - average(below, batch.valid)[:, None], 0.0)
 
 
+def left_out(batch: Groups) -> Tensor:
+    """Rewards minus the mean of the others of their group, without gradient, 0 for absent members: `[g,k]`."""
+    count = length(batch.valid)[:, None]  # [g,1]
+    return centred(batch) * count / (count - 1).clamp(min=1)
+
+
 def better(batch: Groups) -> Tensor:
     """Which member of a group has the higher reward, ties and absent members apart: `[g,i,j]` bool, i above j."""
     both = batch.valid[:, :, None] & batch.valid[:, None, :]

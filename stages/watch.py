@@ -137,9 +137,10 @@ def decide(settings: Watch, before: dict[str, Any], after: dict[str, Any]) -> tu
     told = {"watch/score": sum(after["score"]) / len(after["score"]), "watch/change": change, "watch/z": z}
     told |= {f"watch/{name}": value for name, value in after["rewards"].items()}
     reasons = [f"the score by {-change:.3f}, {-z:.1f} standard errors"] if z < -settings.max_drop else []
+    specs = {seat.key: seat.part.spec for seat in panel.seats(settings, "reward", where="params.yaml optimize.watch")}
     for name, limit in settings.may_lose.items():
         if name in before["rewards"] and name in after["rewards"]:
-            lost = fall(parts.find("reward", name).spec, before["rewards"][name], after["rewards"][name])
+            lost = fall(specs[name], before["rewards"][name], after["rewards"][name])
             reasons += [f"{name} by {lost:.3f}"] if lost > limit else []
     return told, reasons
 

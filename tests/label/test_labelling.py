@@ -107,9 +107,13 @@ SHARED = [
 
 def test_the_same_part_with_other_settings_is_somebody_else():
     other = Panel(rewards={"chrf": {}, "digit_held_out": {"name": "digit", "half": "second"}})
-    apart(
-        Panel(rewards={"digit": {"half": "first"}}, judges={"self_pairwise": {}}), other, where="params.yaml evaluate"
-    )
+
+    def label(half: str) -> Panel:
+        return Panel(rewards={"digit": {"half": half}}, judges={"self_pairwise": {}})
+
+    apart(label("first"), other, where="params.yaml evaluate")
+    with pytest.raises(UserError, match="'digit' made labels too"):
+        apart(label("second"), other, where="params.yaml evaluate")
 
 
 @pytest.mark.parametrize(("rewards", "judges", "told"), SHARED, ids=[told[-24:] for *_, told in SHARED])

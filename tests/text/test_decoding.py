@@ -12,7 +12,7 @@ from stages.batches import Item
 from stages.errors import UserError
 from stages.policies import tiny
 from stages.policies.text import decoding, plain, vllm
-from stages.policies.text.decoding import Asked, Row, rows_of
+from stages.policies.text.decoding import Asked, Growing, rows_of
 from stages.policies.text.drawing import BLOCK, draw, noise, stream
 from stages.policies.text.policy import TextPolicy, TextSettings
 from stages.policies.text.rows import Prefill, Rows
@@ -38,13 +38,13 @@ def policy(model) -> TextPolicy:
     return TextPolicy(model, families.Tokens(), TextSettings())
 
 
-def grown(model, asked: Asked, slots: int = 64) -> list[Row]:
+def grown(model, asked: Asked, slots: int = 64) -> list[Growing]:
     rows = rows_of(names(len(LENGTHS)), K, seed=3)
     decoding.decode(model, prompts(*LENGTHS), rows, asked, slots)
     return rows
 
 
-def alone(model, asked: Asked) -> list[Row]:
+def alone(model, asked: Asked) -> list[Growing]:
     """Each row by itself, the whole sequence anew at every token."""
     rows = rows_of(names(len(LENGTHS)), K, seed=3)
     for row in rows:
@@ -58,7 +58,7 @@ def alone(model, asked: Asked) -> list[Row]:
     return rows
 
 
-def same(found: list[Row], wanted: list[Row], gap: float) -> None:
+def same(found: list[Growing], wanted: list[Growing], gap: float) -> None:
     assert [row.tokens for row in found] == [row.tokens for row in wanted]
     for row, other in zip(found, wanted, strict=True):
         assert row.logps == pytest.approx(other.logps, abs=gap)

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from stages.batches import Groups
 from stages.parts import part
-from stages.reduce import centred, length
+from stages.reduce import left_out
 
 
 @part(paper="arXiv 2402.14740", equation="RLOO estimator")
@@ -37,5 +37,4 @@ def leave_one_out(batch: Groups) -> Tensor:
     Source: Ahmadian et al., Back to Basics: Revisiting REINFORCE Style Optimization for Learning from Human Feedback
     in LLMs, ACL 2024, arXiv 2402.14740.
     """
-    count = length(batch.valid)[:, None]  # [g,1]
-    return centred(batch) * count / (count - 1).clamp(min=1)
+    return left_out(batch)

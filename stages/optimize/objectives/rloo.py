@@ -9,7 +9,7 @@ from torch import Tensor
 
 from stages.batches import Groups, Steps
 from stages.parts import part
-from stages.reduce import advantages, average, centred, clipped, drift, drift_stats, length, total
+from stages.reduce import advantages, average, clipped, drift, drift_stats, left_out, total
 
 
 @part(
@@ -72,8 +72,8 @@ def rloo(
     if beta:
         assert steps.old is not None
         assert steps.ref is not None, "this batch has no reference"
-        gone, count = steps.old - steps.ref, length(valid)[:, None]  # [g,k,t], [g,1]
-        h = centred(replace(batch, reward=total(gone, steps.mask))) * count / (count - 1).clamp(min=1)  # [g,k]
+        gone = steps.old - steps.ref  # [g,k,t]
+        h = left_out(replace(batch, reward=total(gone, steps.mask)))  # [g,k]
         a = a - beta * h[..., None]
         stats["kl"] = average(gone.flatten(-2), (steps.mask & valid[..., None]).flatten(-2))
     return torch.where(valid, clipped(log_ratio, a, clip, clip).squeeze(-1), 0.0), stats

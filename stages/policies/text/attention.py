@@ -81,12 +81,17 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, score
         return scaled_dot_product_attention(query, key, value, mask, scale=scores.scale, enable_gqa=True)
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    scale = query.shape[-1] ** -0.5 if scores.scale is None else scores.scale
-    logits = scores.softcap * torch.tanh(query @ key.transpose(-1, -2) * (scale / scores.softcap))
+    logits = scored(query, key, scores)
     if mask is not None:
         lowest = torch.finfo(logits.dtype).min  # not -inf: a row of padding sees nothing, and must not become NaN
         logits = logits.masked_fill(~mask, lowest) if mask.dtype == torch.bool else logits + mask
     return logits.softmax(-1) @ value
+
+
+def scored(query: Tensor, key: Tensor, scores: Scores) -> Tensor:
+    """Scores `[b,h,s,l]` of queries and keys, before any mask."""
+    logits = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scores.scale is None else scores.scale)
+    return logits if scores.softcap is None else scores.softcap * torch.tanh(logits / scores.softcap)
 
 
 def band(queries: Tensor, keys: Tensor, window: int | None) -> Tensor:

@@ -35,7 +35,7 @@ class Asked:
 
 
 @dataclass
-class Row:
+class Growing:
     """A row and what it has become."""
 
     prompt: int  # which of the prompts
@@ -52,19 +52,19 @@ class Row:
         return token in asked.ends or len(self.tokens) == asked.max_new_tokens
 
 
-def rows_of(names: Sequence[str], k: int, seed: int) -> list[Row]:
+def rows_of(names: Sequence[str], k: int, seed: int) -> list[Growing]:
     """A row for each name; k of them answer each prompt."""
-    return [Row(i // k, stream(seed, name)) for i, name in enumerate(names)]
+    return [Growing(i // k, stream(seed, name)) for i, name in enumerate(names)]
 
 
-def draw_of(rows: Sequence[Row], logits: Tensor, asked: Asked) -> Drawn:
+def draw_of(rows: Sequence[Growing], logits: Tensor, asked: Asked) -> Drawn:
     """Draw the next token of each row by its own stream."""
     random = noise([row.stream for row in rows], logits.shape[-1], logits.device) if asked.temperature else None
     return draw(logits, random, asked.temperature, asked.top_p)
 
 
 @torch.no_grad()
-def decode(model: Any, prompts: Sequence[Sequence[int]], rows: Sequence[Row], asked: Asked, slots: int) -> None:
+def decode(model: Any, prompts: Sequence[Sequence[int]], rows: Sequence[Growing], asked: Asked, slots: int) -> None:
     """Let every row grow to its end.
 
     Args:
@@ -79,7 +79,7 @@ def decode(model: Any, prompts: Sequence[Sequence[int]], rows: Sequence[Row], as
     left = [0] * len(prompts)  # rows of each prompt that have not ended
     for row in rows:
         left[row.prompt] += 1
-    live: list[Row] = []
+    live: list[Growing] = []
     known: list[int] = []  # prompts in the store
     states: dict[int, Tensor] = {}  # what each of them predicts its first token from
     store, top = Rows(device), head.of(model)

@@ -29,16 +29,6 @@ class Drawn(NamedTuple):
     entropy: Tensor  # of the whole distribution at temperature 1, nats
 
 
-def positions(attention: Tensor) -> Tensor:
-    """Position of each token among the real tokens of its row: `[b,s]`."""
-    return (attention.cumsum(-1) - 1).clamp(min=0)
-
-
-def entropy_of(logits: Tensor) -> Tensor:
-    """Entropy of each row's distribution in nats: `[b,v] -> [b]`."""
-    return logits.logsumexp(-1) - (logits.softmax(-1) * logits).sum(-1)
-
-
 def digest(seed: int, row: str) -> int:
     """The seed of one row's own stream, of 56 bits."""
     return int.from_bytes(hashlib.blake2b(f"{seed}:{row}".encode(), digest_size=7).digest(), "big")

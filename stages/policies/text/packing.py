@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,6 +46,7 @@ class Trees:
     prompts: tuple[int, ...]  # tokens of each prompt, in the order of the sequence
     answers: tuple[tuple[int, int], ...]  # (index of its prompt, tokens) of each answer, after all prompts
     _masks: dict[tuple[int, int, int | None, torch.dtype], Tensor] = field(default_factory=dict, repr=False)
+    _blocks: dict[int | None, Any] = field(default_factory=dict, repr=False)  # FlexAttention's, by window
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
         """The attention of one layer, see `attention.Layout`."""
@@ -71,15 +74,12 @@ class Trees:
 
     def at_once(self, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
         """The same in one kernel, FlexAttention: blocks that nobody sees are skipped."""
-        from torch.nn.attention.flex_attention import flex_attention
-
-        kernel = torch.compile(flex_attention, dynamic=True) if query.is_cuda else flex_attention
         cap = scores.softcap
 
         def capped(score: Tensor, *index: Tensor) -> Tensor:
             return score if cap is None else cap * torch.tanh(score / cap)
 
-        out = kernel(
+        out = kernel(compiled=query.is_cuda)(
             query,
             key,
             value,
@@ -90,20 +90,19 @@ class Trees:
         )
         return out.transpose(1, 2)
 
-    def blocks(self, window: int | None, device: torch.device):
+    def blocks(self, window: int | None, device: torch.device) -> Any:
         """FlexAttention's mask of the sequence; made once, the same in all layers."""
         from torch.nn.attention.flex_attention import create_block_mask
 
-        held = self.__dict__.setdefault("_blocks", {})
-        if window not in held:
+        if window not in self._blocks:
             owner, piece, at = (x.to(device) for x in self.places())
 
             def seen(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
                 mine = (piece[q] == piece[k]) | (owner[q] == piece[k])  # of the same piece, or of its prompt
                 return mine & band(at[q], at[k], window)
 
-            held[window] = create_block_mask(seen, None, None, len(at), len(at), device=str(device))
-        return held[window]
+            self._blocks[window] = create_block_mask(seen, None, None, len(at), len(at), device=str(device))
+        return self._blocks[window]
 
     def places(self) -> tuple[Tensor, Tensor, Tensor]:
         """Of each token `[s]`: the piece of its prompt, its own piece, its position."""
@@ -113,6 +112,14 @@ class Trees:
         owner = torch.tensor([prompt for prompt, _, _ in pieces]).repeat_interleave(sizes)
         piece = torch.arange(len(pieces)).repeat_interleave(sizes)
         return owner, piece, torch.cat([torch.arange(size) + before for _, size, before in pieces])
+
+
+@cache
+def kernel(*, compiled: bool) -> Any:
+    """FlexAttention; it is compiled once."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=True) if compiled else flex_attention
 
 
 def pack(rows: Sequence[Row], device: torch.device | str = "cpu") -> Packed:

@@ -1,4 +1,4 @@
-"""The plain way to price answers: a padded batch, all logits, autograd. The fast path's twin, and its fallback.
+"""The plain way to price and to sample: padded batches, all logits, autograd. The fast path's twin, and its fallback.
 
 Rows are right-aligned, so that the logits of all answers are the last positions and no others are made.
 """
@@ -11,9 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stages.policies.text.decoding import Asked, draw_of
-from stages.policies.text.decoding import Row as Growing
-from stages.policies.text.drawing import entropy_of, positions
+from stages.policies.text.decoding import Asked, Growing, draw_of
 from stages.policies.text.head import at_least_float
 from stages.policies.text.packing import Row
 
@@ -27,6 +25,16 @@ def pad_left(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> t
         ids[i, width - len(row) :] = torch.tensor(list(row), dtype=torch.long)
         mask[i, width - len(row) :] = 1
     return ids.to(device), mask.to(device)
+
+
+def positions(attention: Tensor) -> Tensor:
+    """Position of each token among the real tokens of its row: `[b,s]`."""
+    return (attention.cumsum(-1) - 1).clamp(min=0)
+
+
+def entropy_of(logits: Tensor) -> Tensor:
+    """Entropy of each row's distribution in nats: `[b,v] -> [b]`."""
+    return logits.logsumexp(-1) - (logits.softmax(-1) * logits).sum(-1)
 
 
 def log_probs(

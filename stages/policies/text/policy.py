@@ -15,8 +15,7 @@ from stages.config import Config
 from stages.policies.order import by_length
 from stages.policies.text import attention, head, loading, plain, vllm
 from stages.policies.text.check import agrees
-from stages.policies.text.decoding import Asked, decode, rows_of, states_of
-from stages.policies.text.decoding import Row as Growing
+from stages.policies.text.decoding import Asked, Growing, decode, rows_of, states_of
 from stages.policies.text.packing import Packed, Row, pack
 from stages.records import Candidate, Completion, Message, Prompt
 
@@ -109,17 +108,20 @@ class TextPolicy:
 
     def encode(self, messages: Dialogue, completion: Completion) -> tuple[list[int], list[int]]:
         """Token ids of the rendered dialogue and of the completion, end-of-sequence included where it finished."""
-        prompt = self.encode_prompt(messages)
+        return self._fit(self.encode_prompt(messages), completion)
+
+    def rows(self, items: Sequence[Item]) -> list[Row]:
+        """Token ids of prompt and answer of each item; a dialogue is rendered once for all its answers."""
+        prompts = {messages: self.encode_prompt(messages) for messages in {item.messages for item in items}}
+        return [self._fit(prompts[item.messages], item.completion) for item in items]
+
+    def _fit(self, prompt: list[int], completion: Completion) -> tuple[list[int], list[int]]:
         answer = list(completion.tokens)
         if not answer:
             answer = self.tokenizer(completion.text, add_special_tokens=False)["input_ids"]
             answer += [self.tokenizer.eos_token_id] * completion.finished
         answer = answer[: self.max_length - 1]
         return prompt[-(self.max_length - len(answer)) :], answer
-
-    def rows(self, items: Sequence[Item]) -> list[Row]:
-        """Token ids of prompt and answer of each item."""
-        return [self.encode(item.messages, item.completion) for item in items]
 
     def encode_prompt(self, messages: Dialogue) -> list[int]:
         """Token ids of the dialogue, ready for the assistant's turn."""

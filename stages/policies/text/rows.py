@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stages.policies.text.attention import Scores
+from stages.policies.text.attention import Scores, scored
 from stages.policies.text.packing import Trees
 
 STEP = 64  # tokens by which a store grows
@@ -204,10 +204,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scores: Scor
             query, key, value, attn_mask=bias.expand(query.shape[0], 1, query.shape[2], -1), scale=scores.scale
         )
         return out[0], out[1]
-    scale = query.shape[-1] ** -0.5 if scores.scale is None else scores.scale
-    logits = query @ key.transpose(-1, -2) * scale
-    if scores.softcap is not None:
-        logits = scores.softcap * torch.tanh(logits / scores.softcap)
+    logits = scored(query, key, scores)
     logits = (logits + bias).float() if logits.dtype.itemsize < 4 else logits + bias
     total = logits.logsumexp(-1)
     return (logits - total[..., None]).exp().to(value.dtype) @ value, total

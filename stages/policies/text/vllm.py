@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from stages.errors import UserError
-from stages.policies.text.decoding import Asked, Row
+from stages.policies.text.decoding import Asked, Growing
 from stages.policies.text.drawing import digest
 
 
@@ -55,7 +55,9 @@ class Engine:
         lora = importlib.import_module("vllm.lora.request").LoRARequest("policy", 1, str(self.folder))
         return vllm.LLM(**options, **self.options), lora
 
-    def decode(self, prompts: Sequence[Sequence[int]], rows: Sequence[Row], names: Sequence[str], asked: Asked) -> None:
+    def decode(
+        self, prompts: Sequence[Sequence[int]], rows: Sequence[Growing], names: Sequence[str], asked: Asked
+    ) -> None:
         """Let every row grow to its end, see `decoding.decode`."""
         shared = {
             "temperature": asked.temperature,
@@ -73,7 +75,7 @@ class Engine:
             fill(row, output.outputs[0])
 
 
-def fill(row: Row, output: Any) -> None:
+def fill(row: Growing, output: Any) -> None:
     """What a row has become: tokens, the one that ended it included, and the log-prob of each."""
     row.tokens = list(output.token_ids)
     row.logps = [float(told[token].logprob) for token, told in zip(row.tokens, output.logprobs, strict=True)]
