@@ -79,6 +79,23 @@ class Singles:
 
 
 @dataclass(frozen=True)
+class Hybrid:
+    """`b` pairwise preferences, and fresh samples of the policy for the prompt of each."""
+
+    pairs: Pairs
+    samples: Groups | None = None  # [b,k], their rewards unknown (0); None where the settings ask for none
+
+
+@dataclass(frozen=True)
+class Revisions:
+    """`b` pairwise preferences three times: answers to the prompt, and what either of them may be revised into."""
+
+    answers: Pairs
+    of_chosen: Pairs  # given the prompt, the chosen answer and the wish for a better one (see stages/revision.py)
+    of_rejected: Pairs  # the same of the rejected answer
+
+
+@dataclass(frozen=True)
 class Pathwise:
     """Sampling that a gradient goes through, for objectives that differentiate the reward itself (image)."""
 

@@ -3,7 +3,7 @@
 import ast
 import inspect
 import math
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from typing import get_args, get_type_hints
 
 import pytest
@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from stages import parts
-from stages.batches import Groups, Pairs, Singles, Steps, apply
+from stages.batches import Steps, apply
 from stages.errors import UserError
 from stages.policies.tabular import Tabular
-from tests.objectives.build import gradients, parts_of, random_batch, swapped, trained
+from tests.objectives.build import Batch, gradients, parts_of, random_batch, swapped, trained, with_parts, with_prob
 
 ALL = parts.names("objective")
 OBJECTIVES = [n for n in ALL if parts.find("objective", n).feedback != "Pathwise"]  # that one samples by itself
@@ -30,8 +30,10 @@ BATCH_FIELDS = {  # of these a batch type has some
     "scores": ("margin", "chosen_rate", "rejected_rate", "score"),
     "mismatch": ("mismatch",),
     "advantage": ("advantage",),
+    "samples": ("samples",),
 }
 CHECKED_NEEDS = (*STEP_FIELDS, *BATCH_FIELDS)
+PAIRED = ("Pairs", "Hybrid", "Revisions")  # feedback that says which of two answers is preferred
 EXTREMES = (0.0, -1e-7, -1e3)  # log-probs of a certain, a nearly certain and a nearly impossible step
 
 any_kind = pytest.mark.parametrize("name", ALL)
@@ -39,7 +41,7 @@ every = pytest.mark.parametrize("name", OBJECTIVES)
 every_need = pytest.mark.parametrize("need", CHECKED_NEEDS)
 
 
-def batch_of(found: parts.Part, **shape) -> Pairs | Groups | Singles:
+def batch_of(found: parts.Part, **shape) -> Batch:
     """A random batch for the part that holds what it needs and no more."""
     batch = random_batch(found.feedback, **shape)
     for need in CHECKED_NEEDS:
@@ -48,28 +50,26 @@ def batch_of(found: parts.Part, **shape) -> Pairs | Groups | Singles:
 
 
 def changed(batch, need: str, change):
-    """The batch with `change` applied to every field that stands for a need."""
-    if need in STEP_FIELDS:
-        field = STEP_FIELDS[need]
-        return replace(
-            batch, **{n: replace(s, **{field: change(getattr(s, field))}) for n, s in parts_of(batch).items()}
-        )
-    return replace(
-        batch, **{field: change(getattr(batch, field)) for field in BATCH_FIELDS[need] if hasattr(batch, field)}
-    )
+    """The batch with `change` applied to every field that stands for a need, in what it is made of too."""
+    own = () if isinstance(batch, Steps) else BATCH_FIELDS.get(need, ())
+    own = (STEP_FIELDS[need],) if isinstance(batch, Steps) and need in STEP_FIELDS else own
+    values = {field.name: getattr(batch, field.name) for field in fields(batch)}
+    within = {n: changed(v, need, change) for n, v in values.items() if is_dataclass(v) and n not in own}
+    return replace(batch, **within, **{n: change(values[n]) for n in own if n in values})
 
 
 def redrawn(value):
-    """Other values of the same shape and kind."""
-    if isinstance(value, Steps):
-        return replace(value, logp=redrawn(value.logp))
+    """Other values of the same shape and kind: of tensors, or of the log-probs in what they are part of."""
+    if is_dataclass(value):
+        moved = {name: replace(steps, logp=redrawn(steps.logp)) for name, steps in parts_of(value).items()}
+        return replace(value, logp=redrawn(value.logp)) if isinstance(value, Steps) else with_parts(value, moved)
     noise = torch.Generator().manual_seed(99)
     return value + 0.1 + 0.1 * torch.rand(value.shape, generator=noise, dtype=value.dtype)
 
 
 def with_logp(batch, logps: dict[str, Tensor]):
     """The batch with other policy log-probs."""
-    return replace(batch, **{name: replace(parts_of(batch)[name], logp=logp) for name, logp in logps.items()})
+    return with_parts(batch, {name: replace(parts_of(batch)[name], logp=logp) for name, logp in logps.items()})
 
 
 def row_count(batch) -> int:
@@ -109,7 +109,7 @@ def test_spec_and_signature_follow_the_contract(name: str) -> None:
     parameters = list(inspect.signature(found.function).parameters.values())
     assert found.spec.paper
     assert found.spec.equation
-    assert found.feedback in ("Pairs", "Groups", "Singles", "Pathwise")
+    assert found.feedback in ("Pairs", "Groups", "Singles", "Pathwise", "Hybrid", "Revisions")
     assert parameters[0].name == "batch"
     assert [p.name for p in parameters[1:]] == list(found.settings), "settings are keyword-only and have defaults"
     defaults = {setting: parameter.default for setting, parameter in found.settings.items()}
@@ -196,17 +196,19 @@ def test_padding_changes_nothing(name: str, held: float) -> None:
     def padded(tensor: Tensor) -> Tensor:
         return torch.nn.functional.pad(tensor.detach(), (0, 2), value=0.0 if tensor.dtype != torch.bool else False)
 
-    wider = replace(batch, **{n: apply(s, padded) for n, s in parts_of(batch).items()})
-    for n, s in parts_of(wider).items():
-        huge = apply(s, lambda x, mask=s.mask: x if x.dtype == torch.bool else torch.where(mask, x, held))
-        wider = replace(wider, **{n: replace(huge, logp=huge.logp.requires_grad_())})
+    wide = {}
+    for n, s in parts_of(batch).items():
+        longer = apply(s, padded)
+        huge = apply(longer, lambda x, mask=longer.mask: x if x.dtype == torch.bool else torch.where(mask, x, held))
+        wide[n] = replace(huge, logp=huge.logp.requires_grad_())
+    wider = with_parts(batch, wide)
     loss, gradient = gradients(found.function, batch)
     wide_loss, wide_gradient = gradients(found.function, wider)
     assert torch.allclose(loss, wide_loss, rtol=1e-12)
-    for n, wide in wide_gradient.items():
-        mask = parts_of(wider)[n].mask
-        assert torch.allclose(wide[..., :-2][mask[..., :-2]], gradient[n][mask[..., :-2]], rtol=1e-12), n
-        assert (wide[~mask] == 0).all(), n
+    for n, slope in wide_gradient.items():
+        mask = wide[n].mask
+        assert torch.allclose(slope[..., :-2][mask[..., :-2]], gradient[n][mask[..., :-2]], rtol=1e-12), n
+        assert (slope[~mask] == 0).all(), n
 
 
 @every
@@ -233,14 +235,14 @@ def test_order_within_a_group_and_absent_members_change_nothing(name: str) -> No
     assert torch.allclose(loss.sum(), found.function(garbage)[0].sum(), rtol=1e-9)
 
 
-@pytest.mark.parametrize("name", [n for n in OBJECTIVES if parts.find("objective", n).feedback == "Pairs"])
+@pytest.mark.parametrize("name", [n for n in OBJECTIVES if parts.find("objective", n).feedback in PAIRED])
 def test_labels_are_probabilities(name: str) -> None:
     """A pair told the other way round with 1 - p is the same pair, and no label means p = 1."""
     found = parts.find("objective", name)
-    batch = random_batch("Pairs")
+    batch = random_batch(found.feedback)
     assert torch.allclose(found.function(batch)[0], found.function(swapped(batch))[0], rtol=1e-12)
-    certain = replace(batch, prob=torch.ones_like(batch.prob))
-    assert torch.allclose(found.function(certain)[0], found.function(replace(batch, prob=None))[0], rtol=1e-12)
+    certain, unsaid = with_prob(batch, torch.ones_like), with_prob(batch, lambda _: None)
+    assert torch.allclose(found.function(certain)[0], found.function(unsaid)[0], rtol=1e-12)
 
 
 @every
@@ -278,7 +280,7 @@ def test_finite_at_the_extremes(name: str, low: float, high: float) -> None:
         shape = (-1,) + (1,) * (logp.dim() - 1)
         return torch.where(even.view(shape), low, high).expand_as(logp).clone().requires_grad_()
 
-    extreme = with_logp(batch, {n: filled(logp, n == "rejected") for n, logp in trained(batch).items()})
+    extreme = with_logp(batch, {n: filled(logp, n.endswith("rejected")) for n, logp in trained(batch).items()})
     loss, gradient = gradients(found.function, extreme)
     assert loss.dtype == torch.float32
     assert loss.isfinite().all()
@@ -290,9 +292,11 @@ def test_finite_at_policy_equals_reference(name: str) -> None:
     """Where every log-ratio is zero, nothing may be divided by one."""
     found = parts.find("objective", name)
     batch = batch_of(found)
+    at_reference = {}
     for n, s in parts_of(batch).items():
         ref, old = (None if x is None else s.logp.detach().clone() for x in (s.ref, s.old))
-        batch = replace(batch, **{n: replace(s, ref=ref, old=old)})
+        at_reference[n] = replace(s, ref=ref, old=old)
+    batch = with_parts(batch, at_reference)
     loss, gradient = gradients(found.function, batch)
     assert loss.isfinite().all()
     assert all(each.isfinite().all() for each in gradient.values())
@@ -328,7 +332,7 @@ def test_one_step_lowers_the_loss_of_the_tabular_policy(name: str) -> None:
 
     def loss() -> Tensor:
         sides = {n: answered(s, seed) for seed, (n, s) in enumerate(parts_of(batch).items())}
-        return found.function(replace(batch, **sides))[0].mean()
+        return found.function(with_parts(batch, sides))[0].mean()
 
     before = loss()
     before.backward()

@@ -1,11 +1,13 @@
 """Batches for tests of objectives: written by hand from lists, or random with ragged lengths, in float64."""
 
-from dataclasses import fields, replace
+from dataclasses import fields, is_dataclass, replace
 
 import torch
 from torch import Tensor
 
-from stages.batches import Groups, Pairs, Singles, Steps
+from stages.batches import Groups, Hybrid, Pairs, Revisions, Singles, Steps
+
+Batch = Pairs | Groups | Singles | Hybrid | Revisions
 
 
 def steps(logp: list[list[float]], ref: list[list[float]] | None = None) -> Steps:
@@ -45,8 +47,12 @@ def random_steps(shape: tuple[int, ...], noise: torch.Generator) -> Steps:
     )
 
 
-def random_batch(feedback: str, *, b: int = 5, t: int = 4, k: int = 3, seed: int = 0) -> Pairs | Groups | Singles:
+def random_batch(feedback: str, *, b: int = 5, t: int = 4, k: int = 3, seed: int = 0) -> Batch:
     """A batch of a feedback type with every field filled."""
+    if feedback == "Hybrid":
+        return Hybrid(random_batch("Pairs", b=b, t=t, seed=seed), random_batch("Groups", b=b, t=t, k=k, seed=seed + 1))
+    if feedback == "Revisions":
+        return Revisions(*(random_batch("Pairs", b=b, t=t, seed=3 * seed + i) for i in range(3)))
     noise = torch.Generator().manual_seed(seed)
 
     def rate() -> Tensor:
@@ -80,17 +86,36 @@ def group(logp: list[float], **given: list[float]) -> Groups:
     return Groups(Steps(taken, there[..., None], **by_step), valid=there, **row)
 
 
-def parts_of(batch: Pairs | Groups | Singles) -> dict[str, Steps]:
-    """The `Steps` of a batch by field name."""
-    return {f.name: getattr(batch, f.name) for f in fields(batch) if isinstance(getattr(batch, f.name), Steps)}
+def parts_of(batch: Batch) -> dict[str, Steps]:
+    """The `Steps` of a batch by field name, those of a batch within it under both names: `pairs.chosen`."""
+    found = {}
+    for field in fields(batch):
+        value = getattr(batch, field.name)
+        if isinstance(value, Steps):
+            found[field.name] = value
+        elif is_dataclass(value):
+            found |= {f"{field.name}.{name}": steps for name, steps in parts_of(value).items()}
+    return found
 
 
-def trained(batch: Pairs | Groups | Singles) -> dict[str, Tensor]:
+def with_parts(batch: Batch, parts: dict[str, Steps]) -> Batch:
+    """The batch with other `Steps`, named as `parts_of` names them."""
+    own, within = {}, {}
+    for name, steps in parts.items():
+        head, _, rest = name.partition(".")
+        if rest:
+            within.setdefault(head, {})[rest] = steps
+        else:
+            own[head] = steps
+    return replace(batch, **own, **{head: with_parts(getattr(batch, head), inner) for head, inner in within.items()})
+
+
+def trained(batch: Batch) -> dict[str, Tensor]:
     """The log-probs that a loss may send gradients to, by the name of their `Steps`."""
     return {name: each.logp for name, each in parts_of(batch).items() if name != "mismatch"}
 
 
-def gradients(objective, batch: Pairs | Groups | Singles, **settings) -> tuple[Tensor, dict[str, Tensor]]:
+def gradients(objective, batch: Batch, **settings) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss per example and the gradient of its mean over the batch, by the name of the `Steps`."""
     loss, _ = objective(batch, **settings)
     inputs = trained(batch)
@@ -113,8 +138,12 @@ def minimize(parameter: Tensor, loss) -> None:
     optimizer.step(closure)
 
 
-def swapped(batch: Pairs) -> Pairs:
+def swapped(batch: Pairs | Hybrid | Revisions) -> Pairs | Hybrid | Revisions:
     """The same pairs told the other way round."""
+    if isinstance(batch, Hybrid):
+        return replace(batch, pairs=swapped(batch.pairs))
+    if isinstance(batch, Revisions):
+        return Revisions(swapped(batch.answers), swapped(batch.of_rejected), swapped(batch.of_chosen))
     return Pairs(
         chosen=batch.rejected,
         rejected=batch.chosen,
@@ -123,6 +152,14 @@ def swapped(batch: Pairs) -> Pairs:
         chosen_rate=batch.rejected_rate,
         rejected_rate=batch.chosen_rate,
     )
+
+
+def with_prob(batch: Pairs | Hybrid | Revisions, change) -> Pairs | Hybrid | Revisions:
+    """The same pairs with `change` applied to P(chosen is preferred)."""
+    if isinstance(batch, Pairs):
+        return replace(batch, prob=change(batch.prob))
+    within = {f.name: getattr(batch, f.name) for f in fields(batch)}
+    return replace(batch, **{name: with_prob(v, change) for name, v in within.items() if isinstance(v, Pairs)})
 
 
 def values(steps: Steps, *, reference: bool = False) -> list[list[float]]:
