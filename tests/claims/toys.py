@@ -63,7 +63,8 @@ class Data:
 
     def __getitem__(self, rows: Any) -> Data:
         held = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Data(**{name: None if value is None else value[rows] for name, value in held.items()})
+        cut: dict[str, Any] = {name: None if value is None else value[rows] for name, value in held.items()}
+        return Data(**cut)
 
     def __len__(self) -> int:
         return len(self.texts.prompt)
@@ -189,7 +190,7 @@ def pick(first: Tensor, one: Texts, other: Texts) -> Texts:
 
 
 def pair(*texts: Texts) -> Texts:
-    """k texts `[n]` of the same prompts side by side: `[n,k]`."""
+    """K texts `[n]` of the same prompts side by side: `[n,k]`."""
     columns = [[getattr(each, field.name) for each in texts] for field in fields(Texts)]
     return Texts(*(torch.stack(column, 1) for column in columns))
 
@@ -199,12 +200,12 @@ def drawn(
 ) -> Data:
     """About n pairs of the policy's own samples, judged."""
     asked = prompts(n, seed)
-    both = [sample(model, asked, seed + 1 + side, longest=longest) for side in range(2)]
-    return judge(*both, seed + 3, sharpness=sharpness, length_bias=length_bias)
+    one, other = (sample(model, asked, seed + 1 + side, longest=longest) for side in range(2))
+    return judge(one, other, seed + 3, sharpness=sharpness, length_bias=length_bias)
 
 
 def written(n: int, wanted: tuple[float, ...], seed: int, *, longest: int = 10, shortest: int = 4) -> Data:
-    """n prompts with a text of each share of wanted words, all of a prompt equally long: (0.7, 0.1) are pairs."""
+    """N prompts with a text of each share of wanted words, all of a prompt equally long: (0.7, 0.1) are pairs."""
     asked = prompts(n, seed)
     words = torch.randint(shortest, longest, (n,), generator=torch.Generator().manual_seed(seed + 1))
     return Data(pair(*(write(asked, share, words, seed + 2 + i, longest=longest) for i, share in enumerate(wanted))))
@@ -221,11 +222,13 @@ def batch(feedback: str, model: Model, rows: Data, reference: Model | None = Non
         return Steps(**{name: value[:, k] for name, value in held.items()})
 
     if feedback == "Pairs":
-        return Pairs(side(0), side(1), rows.prob, rows.margin, rows.chosen_rate, rows.rejected_rate)
+        rates = {"chosen_rate": rows.chosen_rate, "rejected_rate": rows.rejected_rate}
+        return Pairs(side(0), side(1), prob=rows.prob, margin=rows.margin, **rates)
     if feedback == "Singles":
-        return Singles(side(0), rows.label, rows.score)
+        return Singles(side(0), label=rows.label, score=rows.score)
     reward = torch.zeros(rows.texts.prompt.shape) if rows.reward is None else rows.reward
-    return Groups(found, reward, torch.ones_like(reward, dtype=torch.bool), rows.advantage)
+    there = torch.ones_like(reward, dtype=torch.bool)
+    return Groups(found, reward=reward, valid=there, advantage=rows.advantage)
 
 
 def descend(model: Model, loss: Callable[[int], Tensor], updates: int, rate: float = 1e-3) -> Model:
@@ -313,7 +316,7 @@ def _tuned(seed: int, longest: int) -> Model:
 
 
 def corpus(n: int, wanted: float | Tensor, seed: int, *, longest: int = LONGEST, shortest: int = 4) -> Texts:
-    """n texts of random prompts and lengths with a share of wanted words."""
+    """N texts of random prompts and lengths with a share of wanted words."""
     words = torch.randint(shortest, longest, (n,), generator=torch.Generator().manual_seed(seed + 1))
     return write(prompts(n, seed), wanted, words, seed + 2, longest=longest)
 
