@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stages import feed, loop, parts
+from stages.batches import Item
 from stages.config import Choice, Run, Training
 from stages.errors import UserError
 from stages.feed import Cache, Example
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from stages.journal import Journal
     from stages.policies.family import Policy
 
-GIVEN = {"reference", "scores", "entropy", "mismatch"}  # needs that labelled preferences can meet
+GIVEN = {"reference", "scores", "entropy", "mismatch", "behaviour"}  # needs that labelled preferences can meet
 
 
 class Optimize(Training):
@@ -28,18 +29,20 @@ class Optimize(Training):
     soft_labels: bool = (
         False  # learn from P(chosen is better) as labelled; else, as the papers do, from the order alone
     )
+    curriculum: Choice | None = None  # in which phases pairs are learned from; each takes num_train_epochs
+    moving_reference: bool = False  # each phase stays close to the policy that it starts from, not to the first one
     online: Online | None = None  # who scores the policy's own samples, for objectives that learn from those
     watch: Watch | None = None  # looks at samples as optimize goes; rounds have their gate
 
 
-def check(objective: Choice, run: Run, *, where: str, offline: bool = True) -> Part:
+def check(settings: Optimize, run: Run, *, offline: bool = True) -> Part:
     """The objective exists, takes its settings, fits the family, and needs nothing that is not there.
 
     Raises:
         UserError: naming what does not fit.
     """
-    part, _ = objective.part("objective", where)
-    place = f"params.yaml {where}.name"
+    part, _ = settings.objective.part("objective", "optimize.objective")
+    place = "params.yaml optimize.objective.name"
     parts.fits(part, run.family, where=place)
     if part.spec.online and offline:
         raise UserError(
@@ -54,7 +57,28 @@ def check(objective: Choice, run: Run, *, where: str, offline: bool = True) -> P
             where=place,
             mend="choose an offline objective",
         )
+    check_phases(settings, part)
     return part
+
+
+def check_phases(settings: Optimize, objective: Part) -> None:
+    """The curriculum exists, orders what the objective learns from, and has a reference to move if it shall.
+
+    Raises:
+        UserError: naming what does not fit.
+    """
+    place = "params.yaml optimize.moving_reference"
+    if settings.curriculum is not None:
+        settings.curriculum.part("curriculum", "optimize.curriculum")
+        if objective.feedback != "Pairs" or objective.spec.online:
+            what = f"a curriculum orders pairs, objective '{objective.name}' learns from something else"
+            mend = "drop the curriculum, or choose an objective on pairs"
+            raise UserError(what, where="params.yaml optimize.curriculum", mend=mend)
+    elif settings.moving_reference:
+        mend = "add a curriculum: the reference moves where a phase begins"
+        raise UserError("there are no phases", where=place, mend=mend)
+    if settings.moving_reference and "reference" not in objective.spec.needs:
+        raise UserError(f"objective '{objective.name}' has no reference", where=place, mend="remove it")
 
 
 def learn(
@@ -88,10 +112,7 @@ def learn(
         cache.of(feed.items(wanted[0], settings.num_train_epochs - 1)[0])  # the last epoch's draw is there
     mismatches = feed.mismatched(wanted) if "mismatch" in objective.spec.needs else {}
     if mismatches:
-        kept = scratch / "mismatch.safetensors"
-        if not kept.exists():  # step 0: the policy is still the reference
-            feed.reference(policy, list(mismatches.values()), label="mismatch").save(kept, {})
-        cache = Cache({**cache, **Cache.load(kept, {})})
+        cache = Cache({**cache, **priced(policy, list(mismatches.values()), scratch / "mismatch.safetensors")})
 
     def loss(examples: Sequence[Example], epoch: int) -> tuple:
         batch = feed.batch(
@@ -99,15 +120,46 @@ def learn(
         )
         return objective.function(batch, **chosen)
 
-    return loop.train(
-        policy,
-        wanted,
-        loss,
-        settings,
-        seed=seed,
-        scratch=scratch,
-        journal=journal,
-        label=label,
-        size=lambda example: max(item.size for item in feed.items(example)),
-        watch=watch,
-    )
+    turns = phases(wanted, settings)
+    homes = [scratch / f"phase-{n + 1}" for n in range(len(turns))] if len(turns) > 1 else [scratch]
+    begun = max((n for n, home in enumerate(homes) if (home / loop.CHECKPOINT).exists()), default=0)  # the last one
+    summary: dict[str, float] = {}
+    for n in range(begun, len(turns)):
+        if n and settings.moving_reference:
+            cache = moved(policy, turns[n], settings, homes[n])
+        summary = loop.train(
+            policy,
+            turns[n],
+            loss,
+            settings,
+            seed=seed,
+            scratch=homes[n],
+            journal=journal,
+            label=f"{label} {n + 1}/{len(turns)}" if len(turns) > 1 else label,
+            size=lambda example: max(item.size for item in feed.items(example)),
+            after=sum(loop.length(len(turn), settings) for turn in turns[:n]),
+            watch=watch,
+        )
+        if "watch/stop" in summary:
+            break
+    return summary
+
+
+def phases(wanted: Sequence[Example], settings: Optimize) -> list[list[Example]]:
+    """What is learned from in each phase: all of it in one where there is no curriculum."""
+    if settings.curriculum is None:
+        return [list(wanted)]
+    part, chosen = settings.curriculum.part("curriculum", "optimize.curriculum")
+    return [[wanted[i] for i in phase] for phase in part.function(wanted, **chosen)]
+
+
+def moved(policy: Policy, examples: Sequence[Example], settings: Optimize, home: Path) -> Cache:
+    """Log-probs of a phase's answers under the policy that it starts from."""
+    return priced(policy, feed.at_draws(policy, examples, settings.num_train_epochs), home / "reference.safetensors")
+
+
+def priced(policy: Policy, wanted: Sequence[Item], kept: Path) -> Cache:
+    """Log-probs of answers under a policy as it is now, kept where a run that resumes with a later one finds them."""
+    if not kept.exists():
+        feed.reference(policy, wanted).save(kept, {})
+    return Cache.load(kept, {})

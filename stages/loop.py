@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from stages.journal import Journal
 
 Example = TypeVar("Example")
+CHECKPOINT = "checkpoint.safetensors"  # in scratch
 Loss = Callable[[Sequence[Example], int], tuple[Tensor, dict[str, Tensor]]]
 
 
@@ -46,6 +47,7 @@ def train(
     size: Callable[[Example], int],
     label: str,
     repeats: int = 1,
+    after: int = 0,
     begin: Callable[[Sequence[Example], int], None] | None = None,
     watch: Callable[[int, bool], dict[str, float]] | None = None,
 ) -> dict[str, float]:
@@ -62,9 +64,10 @@ def train(
         size: length of an example; a step's examples are split into forward passes of similar length.
         label: name on the progress line.
         repeats: steps in a row that use the same examples; checkpoints fall between.
+        after: steps that earlier phases of the same run have logged, in scratch folders of their own.
         begin: called with all examples of a step and their epoch, before their forward passes.
-        watch: called with the number of steps done, 0 included, and whether that is all; what it tells is logged,
-            `watch/stop` ends training.
+        watch: called with the number of steps done, those of earlier phases and 0 included, and whether that is all
+            of this phase; what it tells is logged, `watch/stop` ends training.
 
     Returns:
         Means over the last tenth of the steps, under TRL's names.
@@ -73,11 +76,11 @@ def train(
     optimizer = torch.optim.AdamW(parameters.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
     per_step = settings.per_device_train_batch_size * settings.gradient_accumulation_steps
     steps_per_epoch = math.ceil(len(examples) / per_step)
-    total = steps_per_epoch * settings.num_train_epochs * repeats
-    checkpoint = scratch / "checkpoint.safetensors"
+    total = length(len(examples), settings, repeats)
+    checkpoint = scratch / CHECKPOINT
     done = restore(checkpoint, parameters, optimizer) if checkpoint.exists() else 0
-    journal.rewind(done)
-    if watch and not done:
+    journal.rewind(after + done)
+    if watch and not (after or done):
         watch(0, False)
     with tqdm(total=total, initial=done, desc=label, unit="step", dynamic_ncols=True) as bar:
         for step in range(done, total):
@@ -93,8 +96,8 @@ def train(
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             row["learning_rate"] = optimizer.param_groups[0]["lr"]
-            row |= watch(step + 1, step + 1 == total) if watch else {}
-            journal.log(step + 1, row)
+            row |= watch(after + step + 1, step + 1 == total) if watch else {}
+            journal.log(after + step + 1, row)
             bar.update()
             bar.set_postfix({name: f"{row[name]:.3f}" for name in ("loss", "rewards/accuracies") if name in row})
             if "watch/stop" in row:  # no checkpoint: a run that is killed now would go on from it
@@ -102,6 +105,12 @@ def train(
             if (step + 1) % (settings.save_steps * repeats) == 0 or step + 1 == total:
                 save(checkpoint, parameters, optimizer, step + 1)
     return tail(journal.metrics, max(1, total // 10))
+
+
+def length(examples: int, settings: Training, repeats: int = 1) -> int:
+    """Steps that training on so many examples takes."""
+    per_step = settings.per_device_train_batch_size * settings.gradient_accumulation_steps
+    return math.ceil(examples / per_step) * settings.num_train_epochs * repeats
 
 
 def tail(metrics: Path, count: int) -> dict[str, float]:

@@ -29,6 +29,7 @@ HOMES = {
     "pairing": "stages/label/pairings",
     "objective": "stages/optimize/objectives",
     "advantage": "stages/optimize/advantages",
+    "curriculum": "stages/optimize/curricula",
     "opponent": "stages/selfplay/opponents",
     "metric": "stages/evaluate/metrics",
 }
@@ -44,6 +45,7 @@ NEEDS = (
     "advantage",  # Groups.advantage
     "logits",
     "mismatch",  # Singles.mismatch
+    "samples",  # Hybrid.samples
     "model",  # the policy itself (a judge or reward that asks it)
     "encoder",  # the sentence encoder
     "reward_model",  # the trained reward model
@@ -181,8 +183,13 @@ def chosen(params: dict[str, Any]) -> dict[str, dict[str, str]]:
             "reward": ["optimize.online.rewards", "optimize.watch.rewards"],
             "judge": ["optimize.online.judges"],
             "advantage": ["optimize.online.advantage"],
+            "curriculum": ["optimize.curriculum"],
         },
-        "selfplay": {"reward": ["selfplay.rewards"], "judge": ["selfplay.judges"]},
+        "selfplay": {
+            "reward": ["selfplay.rewards"],
+            "judge": ["selfplay.judges"],
+            "curriculum": ["optimize.curriculum"],
+        },
         "evaluate": {
             "reward": ["label.rewards", "evaluate.independent.rewards"],
             "judge": ["label.judges", "evaluate.independent.judges"],
@@ -230,7 +237,7 @@ def table() -> str:
         found = [find(kind, name) for name in names(kind)]
         columns = ["part", "what it does", "paper", "takes", "needs", "families", "settings", "math checked"]
         columns += ["claim shown?"] if kind == "objective" else []
-        lines += [f"## {kind.title()}s", "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+        lines += [f"## {Path(HOMES[kind]).name.title()}", "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
         for one in found:
             about = (inspect.getdoc(inspect.getmodule(one.function)) or "").split("\n")[0].rstrip(".")
             takes = one.feedback if kind == "objective" else ""

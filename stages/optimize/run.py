@@ -87,7 +87,7 @@ def load_tools(config: Optimize, run: Run) -> Tools:
 def check(config: Settings) -> None:
     """The objective fits and whoever scores exists, before any model is loaded."""
     chosen = config.optimize
-    objective = learn.check(chosen.objective, config.run, where="optimize.objective", offline=False)
+    objective = learn.check(chosen, config.run, offline=False)
     if objective.spec.online:
         online.check(objective, chosen.online, config.run.family, where=WHERE)
     watch.check(chosen.watch, config.run.family, where=f"{WHERE}.watch")

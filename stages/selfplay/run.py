@@ -72,7 +72,7 @@ def check(name: str, config: Settings) -> None:
         raise UserError(
             f"no round is called '{name}'", where=f"{WHERE}.rounds", mend=nearest(name, list(config.selfplay.rounds))
         )
-    objective = learn.check(config.optimize.objective, config.run, where="optimize.objective")
+    objective = learn.check(config.optimize, config.run)
     for setting, value, need in (("winners", "given", "scores"), ("reference", "opponent", "mismatch")):
         if getattr(config.selfplay.rounds[name], setting) == value and need in objective.spec.needs:
             what = f"'{value}' leaves objective '{objective.name}' without the {need} that it needs"
