@@ -23,6 +23,7 @@ from tests.label.world import prompt, tools
 OTHER = {
     "temperature": {"temperature": 0.2, "top_p": 0.3, "max_new_tokens": 3},
     "best_of_n": {"n": 2, "temperature": 0.2, "top_p": 0.3, "max_new_tokens": 3},
+    "rejection": {"n": 3, "beta": 0.0, "temperature": 0.2, "top_p": 0.3, "max_new_tokens": 3},
     "greedy": {"max_new_tokens": 3},
     "denoise": {"steps": 2, "eta": 0.0, "guidance": 3.0},
 }
@@ -105,8 +106,12 @@ def test_sampler_follows_its_seed_unless_it_leaves_nothing_to_chance(name):
 
 @pytest.mark.parametrize(("name", "setting"), [(n, s) for n in SAMPLERS for s in parts.find("sampler", n).settings])
 def test_sampler_setting_changes_a_result(name, setting):
-    plain, other = (draw(name, **settings) for settings in ({}, {setting: OTHER[name][setting]}))
-    assert [c.content for c in plain] != [c.content for c in other]
+    """At the defaults, or where all other settings have their other value."""
+    rest = {key: value for key, value in OTHER[name].items() if key != setting}
+    found = [[c.content for c in draw(name, **settings)] for settings in ({}, {setting: OTHER[name][setting]})]
+    if found[0] == found[1]:
+        found = [[c.content for c in draw(name, **settings)] for settings in (rest, OTHER[name])]
+    assert found[0] != found[1]
 
 
 def test_temperature_one_is_the_policy_itself():

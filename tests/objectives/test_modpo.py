@@ -14,7 +14,7 @@ from tests.objectives.build import check_against, minimize, pair, random_batch
 
 
 def test_worked_numbers() -> None:
-    """h = 3 and 1, beta 0.2, margin -0.4, weight 0.8: q = (0.4 + 0.4) / 0.8 = 1, loss log(1 + e^-1) = 0.313262."""
+    """With h = 3 and 1, beta 0.2, margin -0.4, weight 0.8: q = (0.4 + 0.4) / 0.8 = 1, loss log(1 + e^-1) = 0.313262."""
     loss = modpo(pair(3.0, 1.0, margin=-0.4), beta=0.2, weight=0.8)[0]
     assert loss.item() == pytest.approx(0.313262, abs=1e-6)
 

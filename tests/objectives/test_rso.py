@@ -8,7 +8,7 @@ from tests.objectives.build import check_against, gradients, pair, random_batch
 
 
 def test_worked_numbers() -> None:
-    """h = 6 and -4 at gamma = 0.05: z = 0.5, loss 0.5; a label that is right three times in four: 0.75 / 2 + 1.5 / 4."""
+    """With h = 6 and -4 at gamma = 0.05, z = 0.5: loss 0.5; if right three times in four, 0.75 * 0.5 + 0.25 * 1.5."""
     assert rso(pair(6.0, -4.0))[0].item() == pytest.approx(0.5)
     assert rso(pair(6.0, -4.0, prob=0.75))[0].item() == pytest.approx(0.75)
 
