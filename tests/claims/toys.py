@@ -101,11 +101,12 @@ def log_probs(model: Model, texts: Texts) -> Tensor:
     return taken * texts.mask
 
 
-def steps(model: Model, texts: Texts, reference: Model | None = None) -> Steps:
-    """What objectives take: log-probs, mask, entropy and, with a reference, `ref` and the KL from it at every step."""
+def steps(model: Model, texts: Texts, reference: Model | None = None, *, entropy: bool = False) -> Steps:
+    """What objectives take: log-probs, mask and, with a reference, `ref` and the KL from it at every step."""
     logs = log_distributions(model, texts)
-    logp, spread = (logs.gather(-1, texts.tokens[..., None]).squeeze(-1), -(logs.exp() * logs).sum(-1))
-    found = Steps(logp * texts.mask, texts.mask, entropy=spread * texts.mask)
+    logp = logs.gather(-1, texts.tokens[..., None]).squeeze(-1)
+    spread = -(logs.exp() * logs).sum(-1) * texts.mask if entropy else None
+    found = Steps(logp * texts.mask, texts.mask, entropy=spread)
     if reference is None:
         return found
     with torch.no_grad():
@@ -211,9 +212,11 @@ def written(n: int, wanted: tuple[float, ...], seed: int, *, longest: int = 10, 
     return Data(pair(*(write(asked, share, words, seed + 2 + i, longest=longest) for i, share in enumerate(wanted))))
 
 
-def batch(feedback: str, model: Model, rows: Data, reference: Model | None = None) -> Pairs | Groups | Singles:
+def batch(
+    feedback: str, model: Model, rows: Data, reference: Model | None = None, *, entropy: bool = False
+) -> Pairs | Groups | Singles:
     """The batch that an objective takes (`parts.find(...).feedback`): priced now, the rest as it is in the data."""
-    found = steps(model, rows.texts, reference)
+    found = steps(model, rows.texts, reference, entropy=entropy)
     ref = found.ref if rows.ref is None else rows.ref
     found = replace(found, ref=ref, old=rows.old, reward=rows.step_reward)
 
@@ -276,7 +279,8 @@ def learn(
 
     def loss(_: int) -> Tensor:
         rows = data[torch.randint(len(data), (size,), generator=noise)]
-        told = batch(part.feedback, model, rows, reference if "kl" in part.spec.needs else None)
+        own, needs = reference if "kl" in part.spec.needs else None, part.spec.needs
+        told = batch(part.feedback, model, rows, own, entropy="entropy" in needs)
         return part.function(told, **settings)[0].mean()
 
     return descend(model, loss, updates, rate)

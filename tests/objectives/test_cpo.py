@@ -7,6 +7,7 @@ import torch
 from stages.batches import Pairs
 from stages.optimize.objectives.cpo import cpo
 from stages.optimize.objectives.dpo import dpo
+from stages.optimize.objectives.simpo import simpo
 from tests.objectives.build import check_against, gradients, pair, random_batch, steps
 
 
@@ -75,3 +76,43 @@ def test_a_vanishing_beta_leaves_fine_tuning_on_the_winner() -> None:
     assert loss.mean().item() == pytest.approx(math.log(2) + 0.9 * 2)
     assert gradient["chosen"][batch.chosen.mask].tolist() == pytest.approx([-0.3] * 3)
     assert gradient["rejected"].abs().max().item() < 1e-11
+
+
+def test_labels_are_smoothed_as_in_conservative_dpo() -> None:
+    """The likelihood of the winner stays: q = 0.8 of a certain pair, m = 1."""
+    loss, stats = cpo(pair(-1.0, -2.0), beta=1.0, label_smoothing=0.2)
+    smoothed = 0.8 * math.log1p(math.exp(-1)) + 0.2 * math.log1p(math.exp(1))
+    assert loss.item() == pytest.approx(smoothed + 1.0)
+    assert stats["nll_loss"].item() == 1.0
+
+
+def test_by_means_without_the_likelihood_term_it_is_simpo() -> None:
+    batch = random_batch("Pairs")
+    ours = gradients(cpo, batch, alpha=0.0, beta=2.0, gamma=1.3, length_normalize=True)
+    theirs = gradients(simpo, batch, beta=2.0, gamma=1.3)
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_shaped_rewards_by_hand() -> None:
+    """R = -1 and -2 in one step each, shape 0.5: 2 * (1 - e^0.5) = -1.297443 and 2 * (1 - e) = -3.436564, m = 2.139121.
+
+    A step of chosen gets -sigmoid(-m) * e^0.5 and one of rejected sigmoid(-m) * e.
+    """
+    loss, gradient = gradients(cpo, pair(-1.0, -2.0), beta=1.0, alpha=0.0, shape=0.5)
+    assert loss.item() == pytest.approx(math.log1p(math.exp(-2.139121)), abs=1e-6)
+    wrong = 1 / (1 + math.exp(2.139121))
+    assert gradient["chosen"].item() == pytest.approx(-wrong * math.exp(0.5), abs=1e-6)
+    assert gradient["rejected"].item() == pytest.approx(wrong * math.e, abs=1e-6)
+
+
+@pytest.mark.parametrize("shape", [1e-6, -1e-6])
+def test_a_vanishing_shape_changes_nothing(shape: float) -> None:
+    batch = random_batch("Pairs")
+    torch.testing.assert_close(cpo(batch, shape=shape)[0], cpo(batch)[0], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [2.0, -2.0])
+def test_shaped_rewards_of_impossible_answers_are_finite(shape: float) -> None:
+    loss, gradient = gradients(cpo, pair(-1e3, -1.0), shape=shape)
+    assert loss.isfinite()
+    assert all(each.isfinite().all() for each in gradient.values())

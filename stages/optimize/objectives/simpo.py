@@ -37,7 +37,8 @@ def simpo(
 
     Time is averaged: the mean log-prob is what generation ranks by, and it does not reward length.
 
-    Differences from the paper: none (soft labels are the expectation of its loss over the label).
+    Differences from the paper: none (soft labels are the expectation of its loss over the label). Smoothed labels and a
+    likelihood of the winner, which the authors' code can add, are `cpo` with `length_normalize`.
 
     Example: a_chosen = -1, a_rejected = -2, beta = 2 and gamma = 1 give m = 1 and log(1 + e^-1) = 0.3133.
 
