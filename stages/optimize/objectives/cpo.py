@@ -49,9 +49,9 @@ def cpo(
     Returns:
         loss `[b]` in nats, TRL's statistics `[b]`, and `nll_loss` `[b]`.
 
-    Time is summed in the preference, unless `length_normalize`, and averaged over all steps of the batch in the likelihood, as in the authors'
-    code. So examples meet in n, which is that of one call: micro-batches of unequal lengths weigh their steps
-    differently.
+    Time is summed in the preference, unless `length_normalize`, and averaged over all steps of the batch in the
+    likelihood, as in the authors' code. So examples meet in n, which is that of one call: micro-batches of unequal
+    lengths weigh their steps differently.
 
     Differences from the paper:
         1. It writes the likelihood term as a sum over the answer's tokens; its code takes the mean over the batch's
