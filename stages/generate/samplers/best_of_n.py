@@ -1,6 +1,7 @@
 """Best-of-n: draw n answers and keep the one with the highest score; no training, the strongest cheap baseline."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -68,3 +69,24 @@ def best_of_n(
     scores = score([prompt for prompt in prompts for _ in range(n * k)], drawn)
     best = [max(range(start, start + n), key=scores.__getitem__) for start in range(0, len(drawn), n)]
     return [drawn[i].model_copy(update={"id": f"{drawn[i].prompt}/{g % k}"}) for g, i in enumerate(best)]
+
+
+def expected_best(scores: Sequence[float], n: int, values: Sequence[float] | None = None) -> float:
+    """Mean of the best of n draws, estimated without bias from N >= n draws: over all of their subsets of n.
+
+        sum_i value_(i) * C(i - 1, n - 1) / C(N, n)        i the rank by score, the lowest is 1
+
+    Args:
+        scores: by which the best is chosen. Equal ones are ranked in the order given, which is a fair choice.
+        n: draws that the best is one of.
+        values: what the best is worth, its score where absent; another, true reward shows over-optimization.
+
+    The mean for n = 1 and the highest for n = N; for scores 0 and 1 it is pass@n.
+
+    >>> expected_best([3.0, 1.0, 2.0], 2)
+    2.6666666666666665
+    """
+    total = math.comb(len(scores), n)
+    order = sorted(range(len(scores)), key=scores.__getitem__)
+    worth = scores if values is None else values
+    return sum(worth[i] * (math.comb(rank, n - 1) / total) for rank, i in enumerate(order))
