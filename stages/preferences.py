@@ -69,6 +69,29 @@ def pair(
     return made
 
 
+def flip(made: Sequence[Preference], share: float, seed: int) -> tuple[list[Preference], list[str]]:
+    """Preferences as labellers who err would tell them, and the ids of those that were turned round.
+
+    Every label is flipped by itself, from a draw of its own: the other side of a pair is called the better one, with
+    the same probability, margin and rates; a good single is called bad. What is flipped at a small share is flipped at
+    a larger one too. Scores stay with their completions, so that the truth can still be read.
+
+    Raises:
+        UserError: a ranking, which has no one label to flip.
+    """
+    turned = {p.id for p in made if random.Random(f"{seed}:flip:{p.id}").random() < share}
+    return [_turned(p) if p.id in turned else p for p in made], sorted(turned)
+
+
+def _turned(preference: Preference) -> Preference:
+    if isinstance(preference, Ranking):
+        mend = "choose a pairing that makes pairs or singles, or no flips"
+        raise UserError("a ranking has no label to flip", where="params.yaml label.flip", mend=mend)
+    if isinstance(preference, Single):
+        return preference.model_copy(update={"label": None if preference.label is None else not preference.label})
+    return preference.model_copy(update={"chosen": preference.rejected, "rejected": preference.chosen})
+
+
 def read(path: Path) -> list[Preference]:
     """Read a file of pairs, of rankings or of singles.
 

@@ -29,6 +29,9 @@ def audit(candidates: Sequence[Candidate], pairs: Sequence[Pair], *, orders: Ord
     | `order/<judge>/first` | mean probability that the judge gives to the answer shown first | far from 1/2 |
     | `order/<judge>/flips` | share of pairs whose verdict turns with the order of showing | high |
 
+    Beside them audit.json has `leaks`, see below, and where labels are flipped on purpose `flipped`, their share; the
+    figures of pairs are then those of the flipped ones, which is what is trained on.
+
     Args:
         candidates: scored, of all prompts.
         pairs: made of them.

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
 
 from stages import files, labelling, panel, preferences, records, toolbox
 from stages.config import Choice, Config, Run
@@ -19,6 +22,7 @@ class Label(Panel):
     """The node `label`: the panel, and how scored candidates become preferences."""
 
     pairing: Choice = Choice(name="best_worst")
+    flip: Annotated[float, Field(ge=0, le=1)] = 0.0  # share of preferences turned round on purpose: label noise
 
 
 class Settings(Config):
@@ -35,7 +39,10 @@ def check(config: Settings) -> None:
 
 
 def run(job: Job[Settings]) -> dict[str, float]:
-    """Write candidates.jsonl with all scores, preferences.jsonl, demonstrations.jsonl (the best ones), audit.json."""
+    """Write candidates.jsonl with all scores, preferences.jsonl, demonstrations.jsonl (the best ones), audit.json.
+
+    Where labels are flipped, flipped.json has the ids of those that were.
+    """
     config = job.config.label
     prompts, candidates = records.read(PROMPTS, Prompt), records.read(CANDIDATES, Candidate)
     tools = toolbox.load(panel.needs(config), job.config.run, encoder=ENCODER, model=MODEL)
@@ -43,15 +50,20 @@ def run(job: Job[Settings]) -> dict[str, float]:
     scored, made = preferences.make(
         config, config.pairing, prompts, candidates, tools, seed=job.config.run.seed, where="label", orders=orders
     )
+    told, turned = preferences.flip(made, config.flip, job.config.run.seed)
+    if config.flip:
+        files.write_json(job.out / "flipped.json", turned)
     records.write(job.out / "candidates.jsonl", scored)
-    records.write(job.out / "preferences.jsonl", made)
+    records.write(job.out / "preferences.jsonl", told)
     records.write(job.out / "demonstrations.jsonl", labelling.demonstrations(prompts, scored))
-    pairs = [p for p in made if isinstance(p, Pair)]
+    pairs = [p for p in told if isinstance(p, Pair)]
     found = audit(scored, pairs, orders=orders) if pairs else {}
+    if config.flip:
+        found["flipped"] = len(turned) / len(told)
     found["leaks"] = float(leaks(prompts, records.read(HELD_OUT, Prompt)))
     files.write_json(job.out / "audit.json", found)
     job.journal.table("scored_candidates", preferences.table(prompts, scored)[:200])
-    return {**preferences.summary(scored, made), **{f"audit/{name}": value for name, value in found.items()}}
+    return {**preferences.summary(scored, told), **{f"audit/{name}": value for name, value in found.items()}}
 
 
 STAGE = Stage(
