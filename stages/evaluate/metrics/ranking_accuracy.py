@@ -5,12 +5,10 @@ from typing import Annotated
 
 import numpy as np
 from pydantic import Field
-from scipy.special import logit
 
+from stages import ranking
 from stages.evaluate.metrics._rows import Confidence, Rows, wilson
 from stages.parts import part
-
-BETAS = (0.01, 0.1, 1.0, 5.0, 10.0)  # the paper's grid for the idealized accuracy
 
 
 @part(
@@ -30,11 +28,13 @@ class RankingAccuracy:
         normalized_idealized_accuracy                                       the same with R/|y|
         idealized_accuracy_min, _median, _max                               over beta in 0.01, 0.1, 1, 5, 10
         alignment_gap               idealized_accuracy - ranking_accuracy
+        normalized_alignment_gap    the same of the normalized ones
         flipped                     of the pairs that the reference ranks wrong, the share the policy ranks right
+        flipped_easy, _middle, _hard  the same by thirds of their difficulty R_l - R_w
+        right_right, right_wrong, wrong_right, wrong_wrong   of all pairs: the reference, then the policy
 
     A high reward accuracy says only that the policy moved the right way, not that it ranks right. `flipped` is left
-    out where the reference ranks every pair right. Everything stays in log space: the odds to the power 1/beta
-    overflow at beta = 0.01.
+    out where the reference ranks every pair right, and a third of it where it would be empty.
 
     Args:
         beta: of the objective that trained the policy.
@@ -104,22 +104,23 @@ class RankingAccuracy:
         reference = rows["chosen_ref"] - rows["rejected_ref"]  # [m] R_w - R_l
         by_step = rows["chosen_logp"] / w_steps - rows["rejected_logp"] / l_steps
         reference_by_step = rows["chosen_ref"] / w_steps - rows["rejected_ref"] / l_steps
-        odds = logit(np.clip(rows["pair_prob"], self.clip, 1 - self.clip))
-        over_betas = [np.mean(reference + odds / beta > 0) for beta in BETAS]
-        wrong = reference < 0
+        prob, wrong = rows["pair_prob"], reference < 0
+        ideal = [np.mean(ranking.idealized(r, prob, self.beta, self.clip)) for r in (reference, reference_by_step)]
         found = {
             "ranking_accuracy": np.mean(policy >= 0),
             "normalized_ranking_accuracy": np.mean(by_step >= 0),
             "reward_accuracy": np.mean((np.sign(policy - reference) + 1) / 2),
             "reference_accuracy": np.mean(reference >= 0),
-            "idealized_accuracy": np.mean(reference + odds / self.beta > 0),
-            "normalized_idealized_accuracy": np.mean(reference_by_step + odds / self.beta > 0),
-            "idealized_accuracy_min": min(over_betas),
-            "idealized_accuracy_median": np.median(over_betas),
-            "idealized_accuracy_max": max(over_betas),
+            "idealized_accuracy": ideal[0],
+            "normalized_idealized_accuracy": ideal[1],
+            "alignment_gap": ideal[0] - np.mean(policy >= 0),
+            "normalized_alignment_gap": ideal[1] - np.mean(by_step >= 0),
+            **ranking.flips(reference, policy),
         }
-        found["alignment_gap"] = found["idealized_accuracy"] - found["ranking_accuracy"]
+        over_betas = ranking.over_betas(reference, prob, self.clip)
+        found |= {f"idealized_accuracy_{name}": value for name, value in over_betas.items()}
         found["lower"], found["upper"] = wilson(float(np.mean(policy >= 0)), len(policy), self.confidence)
         if wrong.any():
             found["flipped"] = np.mean(policy[wrong] >= 0)
+        found |= {f"flipped_{name}": np.mean(policy[third] >= 0) for name, third in ranking.thirds(reference).items()}
         return {key: float(value) for key, value in found.items()}
