@@ -43,6 +43,7 @@ class Steps:
     value: Tensor | None = None  # [b,t] value estimate
     reward: Tensor | None = None  # [b,t] reward of the step
     entropy: Tensor | None = None  # [b,t] entropy of the step's distribution
+    top: Tensor | None = None  # [b,t,k] probabilities of its k most likely tokens, the likeliest first, no gradient
     kl: Tensor | None = None  # [b,t] exact KL of the step's distribution from the reference's, differentiable
 
 

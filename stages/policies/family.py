@@ -43,10 +43,13 @@ class Policy(Protocol):
         """K candidates of each prompt, ordered by prompt then k; the settings are the family's samplers'."""
         ...
 
-    def log_probs(self, items: Sequence[Item], *, entropy: bool = False, reference: Policy | None = None) -> Steps:
+    def log_probs(
+        self, items: Sequence[Item], *, entropy: bool = False, top_k: int = 0, reference: Policy | None = None
+    ) -> Steps:
         """Log-prob of every step of each completion, `[b,t]` in nats, float32, differentiable.
 
-        With a reference its log-probs stand in `ref`, and where the family can tell, the exact `kl` of each step.
+        With a reference its log-probs stand in `ref`, and where the family can tell, the exact `kl` of each step. With
+        `top_k` the probabilities of that many most likely tokens stand in `top`, where steps are tokens.
         """
         ...
 

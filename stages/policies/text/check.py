@@ -35,8 +35,8 @@ def agrees(policy: TextPolicy) -> bool:
     try:
         packed = pack(rows, policy.device)
         found = head.log_probs(policy.hidden(packed), head.of(policy.causal), packed.targets).logp
-        wanted, mask, _ = plain.log_probs(policy.model, rows, policy.pad)
-        gap = float((found - wanted[mask]).abs().max())
+        wanted = plain.log_probs(policy.model, rows, policy.pad)
+        gap = float((found - wanted.logp[wanted.mask]).abs().max())
         told = f"log-probs differ by {gap:.2g} nats"
     except (TypeError, ValueError, RuntimeError, AttributeError, NotImplementedError) as error:
         gap, told = float("inf"), f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"

@@ -53,7 +53,7 @@ class Told:
 
     logp: Tensor  # differentiable
     entropy: Tensor | None = None
-    top: Tensor | None = None  # mass of the k most likely tokens
+    top: Tensor | None = None  # [n,k] probabilities of the k most likely tokens, the likeliest first
 
 
 def of(model: Any) -> Head:
@@ -72,7 +72,7 @@ def log_probs(hidden: Tensor, head: Head, targets: Tensor, *, entropy: bool = Fa
         head: what makes logits of them.
         targets: `[n]` token ids.
         entropy: tell the entropy of each row's distribution, without a gradient.
-        top_k: tell the mass of that many most likely tokens, without a gradient.
+        top_k: tell the probabilities of that many most likely tokens, without a gradient.
     """
     logp, spread, top = _LogProbs.apply(hidden, head.weight, head.bias, targets, head, entropy, top_k)
     return Told(logp, spread if entropy else None, top if top_k else None)
@@ -94,7 +94,8 @@ class _LogProbs(torch.autograd.Function):
         shape = {"device": hidden.device, "dtype": at_least_float(hidden[:0]).dtype}
         logp, logz = torch.empty(n, **shape), torch.empty(n, **shape)
         spread = torch.empty(n if entropy else 0, **shape)
-        top = torch.empty(n if top_k else 0, **shape)
+        top_k = min(top_k, len(weight))
+        top = torch.empty((n if top_k else 0, top_k), **shape)
         for rows in chunks(n, len(weight)):
             z = head.logits(hidden[rows])
             logz[rows] = z.logsumexp(-1)
@@ -105,7 +106,7 @@ class _LogProbs(torch.autograd.Function):
             if entropy:
                 spread[rows] = logz[rows] - torch.linalg.vecdot(probs, z)
             if top_k:
-                top[rows] = probs.topk(min(top_k, probs.shape[-1])).values.sum(-1)
+                top[rows] = probs.topk(top_k).values
             if slope is not None:
                 slope[rows] = backward_product(towards(probs, targets[rows], z, head), weight, hidden.dtype)
         ctx.head, ctx.learns = head, learns

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stages.batches import Steps
 from stages.policies.text.decoding import Asked, Growing, draw_of
 from stages.policies.text.head import at_least_float
 from stages.policies.text.packing import Row
@@ -37,10 +38,8 @@ def entropy_of(logits: Tensor) -> Tensor:
     return logits.logsumexp(-1) - (logits.softmax(-1) * logits).sum(-1)
 
 
-def log_probs(
-    model: Any, rows: Sequence[Row], pad: int, *, entropy: bool = False
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Log-probs `[b,t]` of the answers' tokens, left-aligned and differentiable, their mask, and entropies if asked."""
+def log_probs(model: Any, rows: Sequence[Row], pad: int, *, entropy: bool = False, top_k: int = 0) -> Steps:
+    """Log-probs `[b,t]` of the answers' tokens, left-aligned and differentiable, their mask, and what else is asked."""
     device = next(model.parameters()).device
     ids, attention = pad_left([[*prompt, *answer] for prompt, answer in rows], pad, device)
     lengths = torch.tensor([len(answer) for _, answer in rows], device=device)
@@ -58,7 +57,11 @@ def log_probs(
     left = (torch.arange(t, device=device) + t - lengths[:, None]).clamp(max=t - 1)  # where row i's step j sits
     mask = torch.arange(t, device=device) < lengths[:, None]
     spread = entropy_of(logits.detach()).gather(1, left) * mask if entropy else None
-    return logp.gather(1, left) * mask, mask, spread
+    top = None
+    if top_k:
+        top = logits.detach().softmax(-1).topk(min(top_k, logits.shape[-1])).values  # [b,t,k], right-aligned
+        top = top.take_along_dim(left[..., None], 1) * mask[..., None]
+    return Steps(logp.gather(1, left) * mask, mask, entropy=spread, top=top)
 
 
 def next_logits(model: Any, prompts: Sequence[Sequence[int]], pad: int) -> Tensor:

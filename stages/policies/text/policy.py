@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -141,25 +142,32 @@ class TextPolicy:
         for batch in by_length(sizes, tokens=PRICED):
             yield [i for dialogue in batch for i in told[dialogue]]
 
-    def log_probs(self, items: Sequence[Item], *, entropy: bool = False, reference: Policy | None = None) -> Steps:
+    def log_probs(
+        self, items: Sequence[Item], *, entropy: bool = False, top_k: int = 0, reference: Policy | None = None
+    ) -> Steps:
         """Log-prob of every token of each completion given its dialogue, float32, differentiable.
 
         Items of the same dialogue share its computation, wherever they stand (see `packing.py`).
 
         Returns:
-            Steps with `logp`, `mask` and, if asked for, `entropy` and `ref`, all `[b,t]` in nats, left-aligned.
+            Steps with `logp`, `mask` and, if asked for, `entropy` and `ref`, all `[b,t]` in nats, left-aligned; with
+            `top_k` also `top` `[b,t,k]`.
         """
         rows = self.rows(items)
         if self.packs():
             packed = pack(rows, self.device)
-            told = head.log_probs(self.hidden(packed), head.of(self.causal), packed.targets, entropy=entropy)
+            hidden, made = self.hidden(packed), head.of(self.causal)
+            told = head.log_probs(hidden, made, packed.targets, entropy=entropy, top_k=top_k)
             logp, mask = packed.unpack(told.logp)
             spread = None if told.entropy is None else packed.unpack(told.entropy)[0]
+            top = None if told.top is None else torch.stack([packed.unpack(p)[0] for p in told.top.unbind(-1)], -1)
+            steps = Steps(logp, mask, entropy=spread, top=top)
         else:
-            logp, mask, spread = plain.log_probs(self.model, rows, self.pad, entropy=entropy)
+            steps = plain.log_probs(self.model, rows, self.pad, entropy=entropy, top_k=top_k)
+        if reference is None:
+            return steps
         with torch.no_grad():
-            ref = None if reference is None else reference.log_probs(items).logp
-        return Steps(logp=logp, mask=mask, ref=ref, entropy=spread)
+            return replace(steps, ref=reference.log_probs(items).logp)
 
     def hidden(self, packed: Packed) -> Tensor:
         """Last hidden states `[n,d]` of the positions that predict the answers' tokens."""
