@@ -6,6 +6,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
+from stages.evaluate.metrics._bins import bins, both_orders, ece
 from stages.evaluate.metrics._rows import Rows
 from stages.parts import part
 
@@ -52,27 +53,15 @@ class Calibration:
 
     def table(self) -> list[dict[str, float]]:
         """The reliability diagram: for each bin with rows its edges, `predicted` and `label` means, and `count`."""
-        one, other = self.rows["predicted"], self.rows["pair_prob"]
-        predicted, label = np.concatenate([one, 1 - one]), np.concatenate([other, 1 - other])
-        home = np.minimum((predicted * self.bins).astype(int), self.bins - 1)
-        return [
-            {
-                "lower": index / self.bins,
-                "upper": (index + 1) / self.bins,
-                "predicted": float(predicted[home == index].mean()),
-                "label": float(label[home == index].mean()),
-                "count": int((home == index).sum()),
-            }
-            for index in np.unique(home).tolist()
-        ]
+        predicted, label = (both_orders(self.rows[name]) for name in ("predicted", "pair_prob"))
+        return bins(predicted, label, self.bins)
 
     def compute(self) -> dict[str, float]:
         """ECE, Brier score, log-likelihood and accuracy."""
-        table, p, label = self.table(), self.rows["predicted"], self.rows["pair_prob"]
+        p, label = self.rows["predicted"], self.rows["pair_prob"]
         q = np.clip(p, self.floor, 1 - self.floor)
-        gap = sum(row["count"] * abs(row["label"] - row["predicted"]) for row in table)
         return {
-            "calibration": gap / (2 * len(p)),
+            "calibration": ece(both_orders(p), both_orders(label), self.bins),
             "brier": float(np.mean((p - label) ** 2)),
             "log_likelihood": float(np.mean(label * np.log(q) + (1 - label) * np.log1p(-q))),
             "accuracy": float(np.mean((np.sign((p - 0.5) * (label - 0.5)) + 1) / 2)),
