@@ -33,6 +33,7 @@ HOMES = {
     "opponent": "stages/selfplay/opponents",
     "metric": "stages/evaluate/metrics",
 }
+WORLDS = ("scenes", "personas")  # packages of stages/ that rewards see through
 FAMILIES = ("text", "image", "control", "vision", "tabular")
 NEEDS = (
     "reference",  # Steps.ref
@@ -101,7 +102,7 @@ class Part:
 
     @property
     def feedback(self) -> str:
-        """The type of the batch that an objective takes: `Pairs`, `Groups` or `Singles`."""
+        """The type of the batch that an objective takes: `Pairs`, `Groups`, `Singles`, ..."""
         return get_type_hints(self.function)["batch"].__name__
 
     @property
@@ -204,8 +205,11 @@ def chosen(params: dict[str, Any]) -> dict[str, dict[str, str]]:
             wanted = {name for key in keys for name in _names(_node(params, key))}
             if wanted:
                 files |= {home / f"{name}.py" for name in wanted} | set(home.glob("_[a-z]*.py"))
-                if any("stages.scenes" in file.read_text() for file in files if file.exists()):
-                    files |= set((ROOT / "stages/scenes").glob("*.py"))  # what the detector sees decides their scores
+                for world in WORLDS:  # what a detector or a judge of a world says decides their scores
+                    if any(f"stages.{world}" in file.read_text() for file in files if file.exists()):
+                        files |= {
+                            file for ending in ("py", "yaml") for file in (ROOT / "stages" / world).glob(f"*.{ending}")
+                        }
         found[stage] = {f.relative_to(ROOT).as_posix(): _md5(f) for f in sorted(files)}
     return found
 

@@ -1,4 +1,4 @@
-"""The embedded image worlds: real handwritten digits and drawn scenes, which need no download."""
+"""The embedded worlds: real handwritten digits, drawn scenes, made-up people. None needs a download."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -9,26 +9,28 @@ import torch
 
 from stages import images
 from stages.errors import UserError, nearest
+from stages.personas import world as personas
+from stages.personas.world import Split
 from stages.records import Completion, Message, Prompt
 from stages.scenes.draw import render
 from stages.scenes.words import KINDS, caption, split
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-WORLDS = ("digits", "scenes")
+WORLDS = ("digits", "scenes", "personas")
 REAL = 1500  # of the 1797 images of digits; the others are held out
 
 Row = TypeVar("Row")
 
 
 def world(name: str, train: int, test: int, seed: int) -> tuple[list[Prompt], list[Prompt]]:
-    """Training prompts, each with its picture in `given`, and held-out prompts without one.
+    """Training prompts, pictures each with its own in `given`, and held-out prompts without one.
 
     The first n of either list hold all kinds (all ten digits) as evenly as can be, whatever n is.
 
     Args:
         name: `digits`: scikit-learn's, 8 x 8 grey, `answer` is the digit; or `scenes`: 32 x 32 in colour, `checks`
             says what they show and `kind` is GenEval's task. Held-out scenes are of compositions that no training
-            scene is of.
+            scene is of. Or `personas`: questions to made-up people, `checks` holds what is true of them.
         train: how many; of digits at most 1500.
         test: how many; of digits at most 297. Scenes repeat captions once all were used.
         seed: the same seed gives the same lists.
@@ -39,11 +41,11 @@ def world(name: str, train: int, test: int, seed: int) -> tuple[list[Prompt], li
     if name not in WORLDS:
         where = "params.yaml prepare.prompts"
         raise UserError(f"no world is called '{name}'", where=where, mend=nearest(name, [*WORLDS]))
-    make = _digits if name == "digits" else _scenes
+    make = {"digits": _digits, "scenes": _scenes, "personas": personas.prompts}[name]
     return make("train", train, seed), make("test", test, seed)
 
 
-def _digits(part: str, count: int, seed: int) -> list[Prompt]:
+def _digits(part: Split, count: int, seed: int) -> list[Prompt]:
     from sklearn.datasets import load_digits  # late: half a second
 
     data = load_digits()
@@ -63,7 +65,7 @@ def _digits(part: str, count: int, seed: int) -> list[Prompt]:
     return made
 
 
-def _scenes(part: str, count: int, seed: int) -> list[Prompt]:
+def _scenes(part: Split, count: int, seed: int) -> list[Prompt]:
     rng = random.Random(f"scenes/{part}/{seed}")
     of_kinds = [_forever([(kind, spec) for spec in split(kind)[part == "test"]], rng) for kind in KINDS]
     made = []

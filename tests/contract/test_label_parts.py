@@ -30,9 +30,13 @@ OTHER = {
         "margin_threshold": {"threshold": 0.62},
         "random_pairs": {"count": 3},
         "binary": {"threshold": 0.1},
+        "aspect": {"by": "sentiment", "margins": {"length": 0.5}, "count": 3},
         "ranking": {"by": "score", "voters": ["sentiment"]},
     },
 }
+PERSONA = {"persona": ["Mira lives in Paris.", "Mira plays the cello."]}
+CHECKS = {"apc": PERSONA, "delta_apc": PERSONA}  # what a reward asks of a prompt, where that is not what `batch` has
+BARE = {"exact", "format", "given", "chrf", "digit", "verifier", *CHECKS}  # have nothing to say of a bare prompt
 REWARDS, JUDGES, PAIRINGS = (parts.names(kind) for kind in ("reward", "judge", "pairing"))
 LABELLERS = [(kind, name) for kind in ("reward", "judge") for name in parts.names(kind)]
 
@@ -48,7 +52,9 @@ def reward(name: str, prompts: list, candidates: list, **settings) -> list[float
 
 def answers(name: str) -> tuple[list[Prompt], list[Candidate]]:
     """What a reward is about: texts, or images."""
-    return batch() if "text" in parts.find("reward", name).spec.families else images.batch()
+    prompts, candidates = batch() if "text" in parts.find("reward", name).spec.families else images.batch()
+    checks = CHECKS.get(name)
+    return ([one.model_copy(update={"checks": checks}) for one in prompts] if checks else prompts), candidates
 
 
 def judge(name: str, **settings) -> list[tuple[float, float]]:
@@ -108,7 +114,7 @@ def test_reward_of_a_bare_prompt_is_none_or_in_range(name):
     said = candidate("Paris.") if "text" in parts.find("reward", name).spec.families else images.batch()[1][0]
     value = reward(name, [prompt()], [said])[0]
     low, high = parts.find("reward", name).spec.range
-    assert value is None if name in {"exact", "format", "given", "chrf", "digit", "verifier"} else low <= value <= high
+    assert value is None if name in BARE else low <= value <= high
 
 
 @pytest.mark.parametrize(("name", "setting"), settings_of("reward"))
@@ -158,7 +164,8 @@ def test_pairing_prefers_the_higher_score_and_never_pairs_ties_or_copies(name):
         if isinstance(item, Pair):
             assert item.chosen.score > item.rejected.score
             assert item.chosen.text != item.rejected.text
-            assert item.margin == item.chosen.score - item.rejected.score > 0
+            if name != "aspect":  # whose margin is that of other rewards
+                assert item.margin == item.chosen.score - item.rejected.score > 0
             assert item.prob > 0.5
             assert item.chosen_rate > item.rejected_rate
         elif isinstance(item, Ranking):
