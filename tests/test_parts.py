@@ -8,7 +8,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from flows import recipes
-from stages import config, parts
+from stages import catalogue, config, parts
 from stages.errors import UserError
 
 
@@ -85,7 +85,7 @@ def test_a_found_part_knows_its_file_feedback_and_spec() -> None:
 
 def test_the_parts_table_is_fresh() -> None:
     table = (parts.ROOT / "stages/PARTS.md").read_text(encoding="utf-8")
-    assert table == parts.table(), "run `make parts`"
+    assert table == catalogue.table(), "run `make parts`"
 
 
 def test_the_files_of_a_panel_are_those_of_its_parts_under_any_key() -> None:
