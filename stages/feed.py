@@ -11,26 +11,30 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from stages import files
-from stages.batches import Groups, Item, Pairs, Singles, Steps
+from stages import files, revision
+from stages.batches import Groups, Item, Pairs, Revisions, Singles, Steps
 from stages.config import Config
 from stages.errors import UserError
 from stages.parts import Part
 from stages.records import Pair, Ranking, Single
+from stages.revision import Revision
 
 if TYPE_CHECKING:
     from stages.policies.family import Policy
 
-Example = Pair | Single | Ranking
+Example = Pair | Single | Ranking | Revision
+OF_PAIRS = ("Pairs", "Hybrid", "Revisions")  # feedback that is made of pairs, and of nothing else that is labelled
 
 
 def items(example: Example, draw: int = 0) -> list[Item]:
-    """The completions of an example: chosen then rejected, those of a ranking, or the one.
+    """The completions of an example: chosen then rejected, those of a ranking, or the one; of a revision all six.
 
     Args:
         example: a preference.
         draw: which of its seeded draws prices it; draw 0 bears the plain ids.
     """
+    if isinstance(example, Revision):
+        return [item for pair in example.pairs for item in items(pair, draw)]
     if isinstance(example, Pair):
         sides = {f"{example.id}:chosen": example.chosen, f"{example.id}:rejected": example.rejected}
     elif isinstance(example, Ranking):
@@ -53,12 +57,9 @@ def examples(objective: Part, preferences: Sequence[Example], *, where: str) -> 
     Raises:
         UserError: the objective wants pairs and the data is unpaired, or wants what preferences cannot give.
     """
-    if objective.feedback == "Pairs":
-        other = next((type(p).__name__.lower() for p in preferences if not isinstance(p, Pair)), None)
-        if other:
-            mend = f"choose an objective for a {other}, or a pairing that makes pairs"
-            raise UserError(f"objective '{objective.name}' takes pairs, a label is a {other}", where=where, mend=mend)
-        return list(preferences)
+    if objective.feedback in OF_PAIRS:
+        pairs = only_pairs(preferences, f"objective '{objective.name}' takes pairs", where=where)
+        return [revision.of(pair) for pair in pairs] if objective.feedback == "Revisions" else list(pairs)
     if objective.feedback == "Singles":
         if any(isinstance(p, Ranking) for p in preferences):
             what = f"objective '{objective.name}' takes singles, the labels are rankings"
@@ -71,6 +72,20 @@ def examples(objective: Part, preferences: Sequence[Example], *, where: str) -> 
         return list(preferences)
     what = f"objective '{objective.name}' takes groups, the labels are pairs or singles"
     raise UserError(what, where=where, mend="choose the pairing 'ranking', or an objective on pairs or singles")
+
+
+def only_pairs(preferences: Sequence[Example], wish: str, *, where: str) -> list[Pair]:
+    """The preferences, all of them pairs.
+
+    Raises:
+        UserError: one is not, against somebody's wish.
+    """
+    pairs = [p for p in preferences if isinstance(p, Pair)]
+    if len(pairs) < len(preferences):
+        other = next(type(p).__name__.lower() for p in preferences if not isinstance(p, Pair))
+        mend = f"choose an objective for a {other}, or a pairing that makes pairs"
+        raise UserError(f"{wish}, a label is a {other}", where=where, mend=mend)
+    return pairs
 
 
 def _split(pair: Pair) -> list[Single]:
@@ -96,7 +111,8 @@ class Cache(dict[str, Tensor]):
             UserError: its draw is not among the cached ones.
         """
         if item.id not in self:
-            where, mend = "data/reference", "set reference.draws to the number of epochs"
+            mend = "set reference.draws to the number of epochs, and reference.revisions where answers are revised"
+            where = "data/reference"
             raise UserError(f"no reference log-probs of '{item.id}'", where=where, mend=mend)
         return self[item.id]
 
@@ -185,6 +201,22 @@ def price(policy: Policy, wanted: Sequence[Item], cache: Cache | None = None, *,
     return replace(steps, ref=ref.detach())
 
 
+def behaviour(wanted: Sequence[Item], steps: Steps) -> Tensor:
+    """Log-probs `[b,t]` that the items had when they were drawn, 0 in padding.
+
+    Raises:
+        UserError: nobody wrote them down.
+    """
+    old = torch.zeros_like(steps.logp, requires_grad=False)
+    for row, (item, count) in enumerate(zip(wanted, steps.mask.sum(-1).tolist(), strict=True)):
+        held = torch.tensor(item.completion.logps[:count])
+        if len(held) < count:
+            where, mend = f"preference '{item.id}'", "generate the answers, or choose an objective that needs none"
+            raise UserError("an answer without the log-probs of the policy that gave it", where=where, mend=mend)
+        old[row, :count] = held.to(old)
+    return old
+
+
 def batch(
     policy: Policy,
     chosen: Sequence[Example],
@@ -194,12 +226,12 @@ def batch(
     *,
     soft: bool = False,
     draw: int = 0,
-) -> Pairs | Singles | Groups:
+) -> Pairs | Revisions | Singles | Groups:
     """The batch of an objective: log-probs from the policy, the rest from the records.
 
     Args:
         policy: prices the completions.
-        chosen: pairs, singles, or rankings.
+        chosen: pairs, revisions, singles, or rankings.
         needs: of the objective.
         cache: reference log-probs by item id.
         mismatches: by item id, its prompt with another prompt's completion.
@@ -209,17 +241,17 @@ def batch(
     draw = draw if policy.seeded else 0
     cache = cache if "reference" in needs else None
     rows_of = [items(example, draw) for example in chosen]
-    if isinstance(chosen[0], Ranking):
-        return ranked(price(policy, [i for row in rows_of for i in row], cache, entropy="entropy" in needs), chosen)
-    flat = [row[side] for side in range(len(rows_of[0])) for row in rows_of]  # all chosen, then all rejected
+    ordered = isinstance(chosen[0], Ranking)  # else all chosen, then all rejected
+    flat = [i for row in rows_of for i in row] if ordered else [i for side in zip(*rows_of) for i in side]
     steps, n = price(policy, flat, cache, entropy="entropy" in needs), len(chosen)
-    if isinstance(chosen[0], Pair):
-        column = {
-            name: torch.tensor([getattr(e, name) for e in chosen], device=policy.device)
-            for name in ("prob" if soft else "", "margin", "chosen_rate", "rejected_rate")
-            if name
-        }
-        return Pairs(chosen=rows(steps, slice(0, n)), rejected=rows(steps, slice(n, None)), **column)
+    steps = replace(steps, old=behaviour(flat, steps)) if "behaviour" in needs else steps
+    if ordered:
+        return ranked(steps, chosen)
+    if isinstance(chosen[0], Pair | Revision):
+        told = columns([e.pairs[0] if isinstance(e, Revision) else e for e in chosen], policy.device, soft=soft)
+        side = [rows(steps, slice(start, start + n)) for start in range(0, len(flat), n)]
+        answers = Pairs(side[0], side[1], **told)
+        return Revisions(answers, Pairs(side[2], side[3]), Pairs(side[4], side[5])) if side[2:] else answers
     singles = [example for example in chosen if isinstance(example, Single)]
     mismatch = None
     if "mismatch" in needs and mismatches is not None:
@@ -227,6 +259,16 @@ def batch(
             mismatch = price(policy, [mismatches[s.id] for s in singles], cache)
     label = torch.tensor([bool(s.label) for s in singles], device=policy.device)
     return Singles(steps=steps, mismatch=mismatch, label=label)
+
+
+def columns(pairs: Sequence[Example], device: torch.device, *, soft: bool) -> dict[str, Tensor]:
+    """What the labels say of pairs: `[b]` each, P(chosen is preferred) where it is asked for."""
+    wanted = ("prob", "margin", "chosen_rate", "rejected_rate")
+    return {
+        name: torch.tensor([getattr(pair, name) for pair in pairs], device=device)
+        for name in wanted
+        if soft or name != "prob"
+    }
 
 
 def ranked(steps: Steps, rankings: Sequence[Example]) -> Groups:

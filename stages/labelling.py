@@ -229,7 +229,7 @@ def make_pair(
 
 def completion(candidate: Candidate) -> Completion:
     """A candidate as it stands in a preference."""
-    kept = ("text", "finished", "tokens", "image", "latents", "score")
+    kept = ("text", "finished", "tokens", "logps", "image", "latents", "score")
     return Completion(**{name: getattr(candidate, name) for name in kept})
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
@@ -12,15 +11,16 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from stages import labelling, loop, panel
+from stages import feed, loop, panel
 from stages.average import Average
-from stages.batches import Item, Pathwise, Steps
+from stages.batches import Groups, Hybrid, Item, Pairs, Steps
 from stages.config import Choice, Run
 from stages.errors import UserError
 from stages.panel import Panel, Tools
 from stages.parts import Part
+from stages.pathwise import PathwiseUpdates, differentiable
 from stages.policies.family import check_sampling
-from stages.records import Prompt
+from stages.records import Pair, Prompt
 from stages.reduce import average
 from stages.samples import (
     Pass,
@@ -30,13 +30,13 @@ from stages.samples import (
     grouped,
     learned,
     outcomes,
-    seed_of,
     step_name,
     together,
     untied,
 )
 
 if TYPE_CHECKING:
+    from stages.feed import Cache
     from stages.journal import Journal
     from stages.learn import Optimize
     from stages.policies.family import Policy
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 class Online(Panel):
     """The node `optimize.online`: who scores the samples, and how many there are; TRL's names.
 
-    `per_device_train_batch_size` of `optimize` counts prompts.
+    `per_device_train_batch_size` of `optimize` counts prompts; pairs, where the objective learns from those as well.
     """
 
     num_generations: Annotated[int, Field(ge=2)] = 8  # K samples of a prompt
@@ -63,35 +63,51 @@ def check(objective: Part, settings: Online | None, family: str, *, where: str) 
     Raises:
         UserError: naming what is missing or wrong.
     """
+    hybrid = objective.feedback == "Hybrid"
     if settings is None:
-        what = f"objective '{objective.name}' learns online"
-        raise UserError(what, where=where, mend="add `online: {rewards: ...}` beside it: who scores the samples")
-    seats = panel.check(settings, where=f"{where}.online", family=family)
-    settings.advantage.part("advantage", f"{where.removeprefix('params.yaml ')}.online.advantage")
-    check_sampling(settings.sampler, family, where=f"{where}.online.sampler")
+        node = "{num_generations: 4}` beside it" if hybrid else "{rewards: ...}` beside it: who scores the samples"
+        raise UserError(f"objective '{objective.name}' learns online", where=where, mend=f"add `online: {node}")
+    where = f"{where}.online"
+    check_sampling(settings.sampler, family, where=f"{where}.sampler")
+    if hybrid:
+        rest = set(Online.model_fields) - {"num_generations", "sampler"}
+        untouched(settings, rest, f"objective '{objective.name}' samples anew each step and nobody scores it", where)
+        return
+    seats = panel.check(settings, where=where, family=family)
+    settings.advantage.part("advantage", f"{where.removeprefix('params.yaml ')}.advantage")
     if settings.ema_beta and "kl" not in objective.spec.needs:
         what = f"objective '{objective.name}' measures no divergence, and none from a moving average"
-        raise UserError(what, where=f"{where}.online.ema_beta", mend="remove it, or choose awm or flow_grpo")
+        raise UserError(what, where=f"{where}.ema_beta", mend="remove it, or choose awm or flow_grpo")
     if objective.feedback == "Pathwise":
-        for name in ("num_iterations", "sampler", "ties"):
-            if getattr(settings, name) != Online.model_fields[name].get_default(call_default_factory=True):
-                what = f"objective '{objective.name}' samples anew for every update, as run.policy says"
-                raise UserError(what, where=f"{where}.online.{name}", mend="remove it")
+        what = f"objective '{objective.name}' samples anew for every update, as run.policy says"
+        untouched(settings, {"num_iterations", "sampler", "ties"}, what, where)
         for seat in seats:
             if seat.weight and differentiable(seat.part) is None:
                 what = f"{seat.part.kind} '{seat.part.name}' has no gradient with respect to the image"
                 raise UserError(what, where=seat.where, mend="choose one whose file defines `pixels`")
 
 
-def differentiable(reward: Part) -> Callable[..., Tensor] | None:
-    """The reward as a function of pixels, where its file defines one."""
-    return getattr(inspect.getmodule(reward.function), "pixels", None)
+def untouched(settings: Online, names: set[str], why: str, where: str) -> None:
+    """None of these settings is set: they would do nothing.
+
+    Raises:
+        UserError: one is.
+    """
+    for name in sorted(names):
+        if getattr(settings, name) != Online.model_fields[name].get_default(call_default_factory=True):
+            raise UserError(why, where=f"{where}.{name}", mend="remove it")
+
+
+def compares(objective: Part, chosen: dict[str, Any]) -> bool:
+    """Whether samples are priced under the reference too."""
+    needs = set(objective.needs(chosen))
+    return bool({"reference", "kl"} & needs) and (objective.feedback != "Hybrid" or "samples" in needs)
 
 
 def learn(
     policy: Policy,
     reference: Policy | None,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[Prompt] | Sequence[Pair],
     settings: Optimize,
     tools: Tools,
     *,
@@ -99,23 +115,25 @@ def learn(
     scratch: Path,
     journal: Journal,
     watch: Watcher | None = None,
+    cache: Cache | None = None,
 ) -> dict[str, float]:
     """Train a policy in place on its own samples.
 
     Args:
         policy: samples and learns.
         reference: what objectives that need it stay close to.
-        prompts: what it answers, a batch of them a step.
+        prompts: what it answers, a batch of them a step; pairs, for an objective that learns from those as well.
         settings: the objective, the loop's settings, and `online`.
         tools: what the panel needs.
         run: its seed names the samples.
         scratch: where checkpoints lie.
         journal: where metrics go.
         watch: called after each step.
+        cache: reference log-probs of the pairs.
     """
     assert settings.online is not None
     behind = Average(policy) if settings.online.ema_beta else None
-    learner = updates(policy, reference, settings, tools, run.seed, behind)
+    learner = updates(policy, reference, settings, tools, run.seed, behind, cache)
     return loop.train(
         behind or policy,
         prompts,
@@ -124,7 +142,7 @@ def learn(
         seed=run.seed,
         scratch=scratch,
         journal=journal,
-        size=lambda prompt: 0,
+        size=lambda one: max(item.size for item in feed.items(one)) if isinstance(one, Pair) else 0,
         label="online",
         repeats=settings.online.num_iterations,
         begin=learner.begin,
@@ -135,11 +153,11 @@ def learn(
 class Updates(Protocol):
     """What the loop asks of a way to learn from the policy's own samples."""
 
-    def begin(self, batch: Sequence[Prompt], epoch: int) -> None:
-        """A step begins, with all of its prompts."""
+    def begin(self, batch: Sequence[Any], epoch: int) -> None:
+        """A step begins, with all of its prompts or pairs."""
         ...
 
-    def loss(self, batch: Sequence[Prompt], epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: Sequence[Any], epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Losses `[b]` and statistics `[b]` of some of them, means over the samples of each prompt."""
         ...
 
@@ -151,9 +169,12 @@ def updates(
     tools: Tools,
     seed: int,
     behind: Average | None = None,
+    cache: Cache | None = None,
 ) -> Updates:
-    """The way to learn that the objective takes: from scored samples, or through the sampling itself."""
+    """The way to learn that the objective takes: from scored samples, with pairs, or through the sampling itself."""
     objective, _ = settings.objective.part("objective", "optimize.objective")
+    if objective.feedback == "Hybrid":
+        return HybridUpdates(policy, reference, settings, cache, seed)
     if objective.feedback == "Pathwise":
         return PathwiseUpdates(policy, settings, seed)
     return SampledUpdates(policy, reference, settings, tools, seed, behind)
@@ -214,24 +235,39 @@ class SampledUpdates:
         return held.spread(losses), stats | reward
 
 
-class PathwiseUpdates:
-    """Sampling anew for every update, with a gradient through it."""
+class HybridUpdates:
+    """Labelled pairs, and fresh samples of the policy for the prompt of each, which nobody scores."""
 
-    def __init__(self, policy: Policy, settings: Optimize, seed: int) -> None:
+    def __init__(
+        self, policy: Policy, reference: Policy | None, settings: Optimize, cache: Cache | None, seed: int
+    ) -> None:
         assert settings.online is not None
-        self.policy, self.online, self.seed = policy, settings.online, seed
+        self.policy, self.reference, self.cache, self.seed = policy, reference, cache, seed
+        self.online, self.soft = settings.online, settings.soft_labels
+        self.at_once = settings.per_device_train_batch_size
         self.objective, self.chosen = settings.objective.part("objective", "optimize.objective")
-        self.name = ""  # of the step
+        self.needs = self.objective.needs(self.chosen)
+        self.held: dict[str, Samples] = {}  # by the first pair of a forward pass
 
-    def begin(self, batch: Sequence[Prompt], epoch: int) -> None:
-        """Name the step: its forward passes share their random choices."""
-        self.name = step_name(self.seed, epoch, batch)
+    def begin(self, batch: Sequence[Pair], epoch: int) -> None:
+        """Draw the samples for all pairs of a step, unless the settings ask for none."""
+        self.held.clear()
+        for start in range(0, len(batch) if "samples" in self.needs else 0, self.at_once):
+            part = batch[start : start + self.at_once]
+            prompts = [Prompt(id=pair.id, messages=pair.messages) for pair in part]
+            self.held[part[0].id] = draw(self.policy, prompts, self.online, Tools(), self.seed, epoch)
 
-    def loss(self, batch: Sequence[Prompt], epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """The objective's losses and statistics."""
-        sampling = pathwise(self.policy, batch, self.online, self.seed, epoch, self.name)
-        losses, stats = self.objective.function(sampling, **self.chosen)
-        return by_prompt(losses, stats, len(batch))
+    def loss(self, batch: Sequence[Pair], epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """The objective's losses and statistics of each pair and the samples of its prompt."""
+        labelled = tuple(need for need in self.needs if need != "behaviour")  # that of the samples is the policy itself
+        pairs = feed.batch(self.policy, batch, labelled, self.cache, soft=self.soft)
+        assert isinstance(pairs, Pairs)
+        samples = self.held.get(batch[0].id)
+        drawn: Groups | None = None
+        if samples is not None:
+            drawn = grouped(priced(self.policy, self.reference, samples, self.needs), samples.reward)
+        found: tuple[Tensor, dict[str, Tensor]] = self.objective.function(Hybrid(pairs, drawn), **self.chosen)
+        return found
 
 
 def priced(policy: Policy, reference: Policy | None, samples: Samples, needs: tuple[str, ...]) -> Steps:
@@ -247,26 +283,3 @@ def divergence(policy: Policy, other: Policy, items: Sequence[Item]) -> Tensor:
     steps = policy.log_probs(items, reference=other)
     assert steps.kl is not None, "this family measures no divergence"
     return average(steps.kl, steps.mask)
-
-
-def pathwise(policy: Policy, prompts: Sequence[Prompt], online: Online, seed: int, epoch: int, name: str) -> Pathwise:
-    """Sampling and scoring as functions that a gradient goes through; `name` is the step's."""
-    k = online.num_generations
-    asked = [prompt for prompt in prompts for _ in range(k)]
-    seats = [seat for seat in panel.seats(online, "reward", where="params.yaml optimize.online") if seat.weight]
-
-    def sample(grad_steps: int, repeats: int = 0) -> Tensor:
-        return policy.differentiable_sample(  # type: ignore[attr-defined]
-            prompts, k=k, seed=seed_of(seed, epoch), grad_steps=grad_steps, repeats=repeats
-        )
-
-    def reward(images: Tensor) -> Tensor:
-        total = torch.zeros(len(images), device=images.device)
-        shown = asked * (len(images) // len(asked))
-        for seat in seats:
-            function = differentiable(seat.part)
-            assert function is not None
-            total = total + seat.weight * labelling.unit(seat.part.spec, function(images, shown, **seat.settings))
-        return total / sum(seat.weight for seat in seats)
-
-    return Pathwise(sample, reward, steps=policy.steps, name=name)  # type: ignore[attr-defined]

@@ -37,6 +37,7 @@ class Completion(Record):
     text: Said = ""
     finished: bool = True  # False where generation was cut off: no end-of-sequence token belongs to it
     tokens: tuple[int, ...] = ()  # as sampled, where the policy's own tokenizer made them; else the text is encoded
+    logps: tuple[FiniteFloat, ...] = ()  # as in Candidate: of each token, under the policy that drew it
     image: str = ""  # base64 of a picture file, where the answer is one
     latents: str = ""  # its denoising trajectory as sampled, base64 of float32 [T+1,c,h,w], where it was asked for
     score: FiniteFloat | None = None

@@ -23,7 +23,11 @@ from tests.test_loop import Notes
 WORDS = ("zero", "one", "two", "three", "two", "one")
 PROMPTS = [Prompt(id=f"p{i}", messages=(Message(role="user", content=word),)) for i, word in enumerate(WORDS)]
 BRIGHT = {"rewards": {"brightness": {}}, "num_generations": 4}
-ONLINE = [name for name in parts.names("objective") if parts.find("objective", name).spec.online]
+ONLINE = [
+    name
+    for name in parts.names("objective")
+    if (s := parts.find("objective", name).spec).online and "image" in s.families
+]
 
 
 class Kept(Notes):

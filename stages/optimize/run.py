@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from stages import feed, files, learn, online, panel, preferences, records, toolbox, watch
 from stages.config import Config, Run
 from stages.entry import Job, Stage
 from stages.errors import UserError
+from stages.feed import Cache
 from stages.learn import Optimize
 from stages.panel import Tools
+from stages.parts import Part
 from stages.policies import family
 from stages.policies.family import Policy
-from stages.records import Prompt
+from stages.records import Pair, Prompt
 
 POLICY, LABELS, CACHE = Path("data/sft"), Path("data/label/preferences.jsonl"), Path("data/reference/logps.safetensors")
 PROMPTS, MODEL, ENCODER = Path("data/prepare/train.jsonl"), Path("data/prepare/model"), Path("data/prepare/encoder")
@@ -34,26 +37,25 @@ def run(job: Job[Settings]) -> dict[str, float]:
     tools = load_tools(config, run)
     looking = watcher(job, policy, tools)
     if objective.spec.online:
-        apart = {"reference", "kl"} & set(objective.needs(chosen))
+        asked, cache = material(objective, policy, run)
         summary = online.learn(
             policy,
-            family.load(run, POLICY) if apart else None,
-            records.read(PROMPTS, Prompt),
+            family.load(run, POLICY) if online.compares(objective, chosen) else None,
+            asked,
             config,
             tools,
             run=run,
             scratch=job.scratch,
             journal=job.journal,
             watch=looking,
+            cache=cache,
         )
     else:
-        facts = feed.facts(POLICY, LABELS, family.settings(run))
-        feed.recall(policy, CACHE.parent, facts)
         summary = learn.learn(
             policy,
             preferences.read(LABELS),
             config,
-            feed.Cache.load(CACHE, facts),
+            remembered(policy, run),
             seed=run.seed,
             scratch=job.scratch,
             journal=job.journal,
@@ -64,6 +66,25 @@ def run(job: Job[Settings]) -> dict[str, float]:
     files.write_json(job.out / "previous.json", {"previous": str(POLICY)})
     job.journal.checkpoint(job.out, step=-1)
     return summary
+
+
+def material(objective: Part, policy: Policy, run: Run) -> tuple[Sequence[Prompt] | Sequence[Pair], Cache | None]:
+    """What an online objective goes through: prompts; or the labelled pairs and their reference log-probs.
+
+    Raises:
+        UserError: it wants pairs, and the labels are none.
+    """
+    if objective.feedback != "Hybrid":
+        return records.read(PROMPTS, Prompt), None
+    wish = f"objective '{objective.name}' takes pairs"
+    return feed.only_pairs(preferences.read(LABELS), wish, where=f"{WHERE}.objective.name"), remembered(policy, run)
+
+
+def remembered(policy: Policy, run: Run) -> Cache:
+    """Reference log-probs of the labelled answers; the policy starts from what else the reference computed."""
+    facts = feed.facts(POLICY, LABELS, family.settings(run))
+    feed.recall(policy, CACHE.parent, facts)
+    return Cache.load(CACHE, facts)
 
 
 def watcher(job: Job[Settings], policy: Policy, tools: Tools) -> watch.Watcher | None:
@@ -80,7 +101,9 @@ def watcher(job: Job[Settings], policy: Policy, tools: Tools) -> watch.Watcher |
 def load_tools(config: Optimize, run: Run) -> Tools:
     """What those who score samples need."""
     panels = [(config.online, f"{WHERE}.online"), (config.watch, f"{WHERE}.watch")]
-    needs = {need for one, where in panels if one is not None for need in panel.needs(one, where=where)}
+    needs = {
+        need for one, where in panels if one and (one.rewards or one.judges) for need in panel.needs(one, where=where)
+    }
     return toolbox.load(needs, run, encoder=ENCODER, model=MODEL, scorer=SCORER)
 
 

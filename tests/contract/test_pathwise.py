@@ -6,12 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from stages import online, parts
+from stages import parts
 from stages.batches import Pathwise
 from stages.online import Online
 from stages.optimize.objectives.alignprop import alignprop
 from stages.optimize.objectives.draft import draft
+from stages.pathwise import pathwise
 from stages.policies.image import Policy, sampling, seeds
+from stages.samples import seed_of
 from tests.contract.test_objectives import another
 from tests.image.test_policy import PROMPTS, SHAPE, bare, gradient, ids
 
@@ -132,7 +134,7 @@ def test_a_step_down_the_gradient_raises_the_reward(name):
 def of(policy: Policy, name: str = "a step") -> Pathwise:
     """What online learning hands over, with brightness as the reward."""
     asked = Online(rewards={"brightness": {}}, num_generations=2)
-    return online.pathwise(policy, PROMPTS, asked, seed=0, epoch=0, name=name)
+    return pathwise(policy, PROMPTS, asked, seed=0, epoch=0, name=name)
 
 
 @every
@@ -140,7 +142,7 @@ def of(policy: Policy, name: str = "a step") -> Pathwise:
 def test_all_steps_with_a_gradient_are_the_plain_unrolled_sampler(name, kind):
     policy = bare(kind)
     loss, stats = run(name, of(policy), **FULL[name])
-    asked = sampling.rows(PROMPTS, 2, online.seed_of(0, 0), shared_start=False)
+    asked = sampling.rows(PROMPTS, 2, seed_of(0, 0), shared_start=False)
     x, z = seeds.normals(asked.starts, SHAPE).double(), seeds.normals(asked.names, (STEPS, *SHAPE)).double()
     grid = policy.schedule.grid(STEPS, policy.noise)
     for i in range(STEPS):

@@ -25,6 +25,7 @@ OTHER = {
     "best_of_n": {"n": 2, "temperature": 0.2, "top_p": 0.3, "max_new_tokens": 3},
     "rejection": {"n": 3, "beta": 0.0, "temperature": 0.2, "top_p": 0.3, "max_new_tokens": 3},
     "greedy": {"max_new_tokens": 3},
+    "revise": {"revisions": 2, "temperature": 0.2, "top_p": 0.3, "max_new_tokens": 3},
     "denoise": {"steps": 2, "eta": 0.0, "guidance": 3.0},
 }
 SAMPLERS = parts.names("sampler")
