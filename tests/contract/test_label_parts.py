@@ -10,6 +10,7 @@ from stages.errors import UserError
 from stages.panel import TOOLS, Panel, Tools, seats
 from stages.records import Candidate, Pair, Prompt, Ranking, Single
 from tests.image import world as images
+from tests.label import guarded
 from tests.label.world import batch, candidate, prompt, tools
 
 # Another value of each setting, and nothing else: the battery finds out whether it changes something.
@@ -32,6 +33,7 @@ OTHER = {
         "binary": {"threshold": 0.1},
         "aspect": {"by": "sentiment", "margins": {"length": 0.5}, "count": 3},
         "ranking": {"by": "score", "voters": ["sentiment"]},
+        "safe_unsafe": {"guard": "sentiment", "threshold": 0.1},
     },
 }
 PERSONA = {"persona": ["Mira lives in Paris.", "Mira plays the cello."]}
@@ -68,8 +70,12 @@ def pair_up(name: str, candidates: list, seed: int = 0, **settings) -> list[Pair
     return part.function(prompt(), candidates, random.Random(seed), temperature=0.1, **settings)
 
 
+def told(score: float | None) -> dict[str, float]:
+    return {} if score is None else {"length": score, "sentiment": 0.4 - score**2, "guard": score}
+
+
 SCORED = [
-    candidate(text, i, score=score, scores={} if score is None else {"length": score, "sentiment": 0.4 - score**2})
+    candidate(text, i, score=score, scores=told(score))
     for i, (text, score) in enumerate(
         [("b", 0.2), ("a", 0.9), ("a", 0.9), ("c", 0.9), ("d", 0.3), ("", 1.0), ("e", None), (" ", 0.0), ("b", 0.25)]
     )
@@ -119,7 +125,8 @@ def test_reward_of_a_bare_prompt_is_none_or_in_range(name):
 
 @pytest.mark.parametrize(("name", "setting"), settings_of("reward"))
 def test_reward_setting_changes_a_result(name, setting):
-    other = {setting: {**OTHER["reward"].get(name, {}), **images.models_of(name, 1)}[setting]}
+    models = {**images.models_of(name, 1), **guarded.models_of(name)}
+    other = {setting: {**OTHER["reward"].get(name, {}), **models}[setting]}
     assert reward(name, *answers(name)) != reward(name, *answers(name), **other)
 
 
