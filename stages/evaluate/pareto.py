@@ -54,7 +54,7 @@ def front(values: Values) -> list[bool]:
     table = np.asarray(values, float)
     no_worse = (table[:, None] >= table[None]).all(-1)  # [i,j] row i is no worse than row j
     better = (table[:, None] > table[None]).any(-1)
-    beaten = (no_worse & better).any(0)  # [j] by some i
+    beaten: np.ndarray = np.any(no_worse & better, axis=0)  # [j] by some i
     return [not each for each in beaten]
 
 
