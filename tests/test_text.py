@@ -128,6 +128,14 @@ def test_batches_by_length_hold_every_row_once_and_no_more_than_they_may():
     assert all(len(batch) == 1 or len(batch) * max(len(rows[i]) for i in batch) <= 12 for batch in batches)
 
 
+def test_tight_batches_hold_little_padding():
+    """A 2 beside 1 pads to 4/3 of the real tokens, a 3 beside them to 9/6; a 5 beside two 3 to 15/11."""
+    rows = [range(n) for n in (5, 1, 9, 3, 3, 7, 2)]
+    batches = [[len(rows[i]) for i in batch] for batch in by_length(rows, tokens=100, waste=4 / 3)]
+    assert batches == [[1, 2], [3, 3], [5, 7, 9]]
+    assert [len(batch) for batch in by_length(rows, tokens=100, waste=1.0)] == [1, 1, 2, 1, 1, 1]
+
+
 def test_a_folder_without_a_model_is_one_line(tmp_path):
     with pytest.raises(UserError, match="holds no config.json"):
         TextPolicy.load(tmp_path)

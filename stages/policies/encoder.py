@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from stages.errors import UserError
-from stages.policies.order import by_length
+from stages.policies.order import TIGHT, by_length
 from stages.policies.weights import check_weights
 
 
@@ -45,7 +45,7 @@ class Encoder:
             return torch.zeros(0, self.model.config.hidden_size)
         ids = self.tokenizer(list(texts), truncation=True, max_length=self.limit)["input_ids"]
         out = torch.empty(len(texts), self.model.config.hidden_size)
-        for batch in by_length(ids, tokens=4096):
+        for batch in by_length(ids, tokens=4096, waste=TIGHT):
             padded = self.tokenizer.pad({"input_ids": [ids[i] for i in batch]}, return_tensors="pt")
             padded = padded.to(self.model.device)
             hidden = self.model(**padded).last_hidden_state  # [b,s,d]
