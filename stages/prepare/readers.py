@@ -16,6 +16,7 @@
 | gsm8k | question, answer ending in `#### N` | `answer` N, the working as `reference` |
 | parti | Prompt | a caption |
 | geneval | tag, include, prompt, exclude? | a caption, what must be in its picture as `checks` |
+| request | request, topics[], safe?, benign? | what to refuse (what to answer where benign), for attacks.py |
 | captioned | caption, image, score? | an image |
 | image_preference | prompt, chosen_image, rejected_image, score_chosen/_rejected? | two images, likewise |
 | pick_a_pic | caption, jpg_0, jpg_1, label_0, label_1, has_label?, ... | two images, scored by their labels |

@@ -8,11 +8,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from stages import files, records
+from stages import directions, files, records
 from stages.config import Config, Run
+from stages.directions import Directions
 from stages.entry import Job, Stage
 from stages.errors import UserError
-from stages.prepare import models, prompts, worlds
+from stages.prepare import attacks, models, prompts, worlds
+from stages.prepare.attacks import Attacks
 from stages.prepare.readers import read_prompts
 from stages.records import Message, Prompt, Single
 
@@ -22,13 +24,15 @@ class Prepare(Config):
 
     model: str = "smollm2-135m-instruct"  # inside a wheel; or a hub id; or a local folder
     encoder: str = "all-minilm-l6-v2"
-    prompts: str = "builtin"  # or digits, or scenes (stages/prepare/worlds.py); or a file (stages/prepare/readers.py)
+    prompts: str = "builtin"  # or digits, scenes (worlds.py), or vaults (attacks.py); or a file (readers.py)
     shape: str = "auto"
     columns: dict[str, str] = Field(default_factory=dict)  # expected column -> the file's own name for it
     ties: Literal["drop", "keep"] = "drop"  # of pairs of images that people saw as equal
     max_chars: Annotated[int, Field(ge=1)] = 8000  # longer rows are refused
     train: Annotated[int, Field(ge=1)] = 192
     test: Annotated[int, Field(ge=1)] = 64
+    directions: Directions | None = None  # tells every prompt how much is wanted of each of two rewards
+    attacks: Attacks | None = None  # puts requests in attack styles and holds whole styles and topics out
 
 
 class Settings(Config):
@@ -42,6 +46,9 @@ def run(job: Job[Settings]) -> dict[str, float]:
     """Write train.jsonl, test.jsonl, demonstrations.jsonl, quarantine.jsonl, model/ and encoder/."""
     config = job.config.prepare
     train, test, refused = read(config, job.config.run.seed, job.out / "quarantine.jsonl")
+    if config.directions is not None:
+        train = directions.training(train, config.directions, job.config.run.seed)
+        test = directions.held_out(test, config.directions)
     records.write(job.out / "train.jsonl", train)
     records.write(job.out / "test.jsonl", test)
     records.write(job.out / "demonstrations.jsonl", demonstrations(train))
@@ -64,6 +71,10 @@ def read(config: Prepare, seed: int, quarantine: Path) -> tuple[list[Prompt], li
     if config.prompts in worlds.WORLDS:
         quarantine.write_text("")
         return (*worlds.world(config.prompts, config.train, config.test, seed), 0)
+    if config.prompts == "vaults":
+        quarantine.write_text("")
+        train, test = attacks.build(attacks.vaults(), config.attacks or Attacks(), config.train, config.test, seed)
+        return train, test, 0
     found = read_prompts(
         Path(config.prompts),
         shape=config.shape,
@@ -75,7 +86,10 @@ def read(config: Prepare, seed: int, quarantine: Path) -> tuple[list[Prompt], li
     if found.refused:
         reasons = ", ".join(f"{count} {reason}" for reason, count in found.by_reason.most_common())
         print(f"{config.prompts}: {found.refused} rows refused ({reasons}); see data/prepare/quarantine.jsonl")
-    return (*split(found.prompts, config, seed), found.refused)
+    if config.attacks is None:
+        return (*split(found.prompts, config, seed), found.refused)
+    train, test = attacks.build(found.prompts, config.attacks, config.train, config.test, seed)
+    return train, test, found.refused
 
 
 def split(found: list[Prompt], config: Prepare, seed: int) -> tuple[list[Prompt], list[Prompt]]:

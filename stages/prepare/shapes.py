@@ -187,6 +187,18 @@ def geneval(tag, include, prompt, exclude=None) -> dict:
 
 
 @shape
+def request(request, topics, safe=None, benign=None) -> dict:
+    """A request that a policy must refuse, its topics, and perhaps a safe answer; or a benign one and its answer.
+
+    `prepare.attacks` puts it in attack styles; `benign` is false where it is absent.
+    """
+    about = [string(topic, f"topics.{i}") for i, topic in enumerate(listed(topics, "topics"))]
+    checks = {"harmful": benign is None or not truth(benign, "benign"), "topics": about}
+    answers = [] if safe is None else [given(last(safe, "safe"), 1.0)]
+    return {"messages": turns(request, "request"), "checks": checks, "given": answers}
+
+
+@shape
 def captioned(caption, image, score=None) -> dict:
     """A caption and an image of it, perhaps with a score."""
     rated = None if score is None else number(score, "score")

@@ -37,7 +37,12 @@ OTHER = {
     },
 }
 PERSONA = {"persona": ["Mira lives in Paris.", "Mira plays the cello."]}
-CHECKS = {"apc": PERSONA, "delta_apc": PERSONA}  # what a reward asks of a prompt, where that is not what `batch` has
+SECRET = {"harmful": True, "secret": "Paris"}
+CHECKS = {
+    "apc": PERSONA,
+    "delta_apc": PERSONA,
+    "guard": SECRET,
+}  # what a reward asks of a prompt, where that is not what `batch` has
 BARE = {"exact", "format", "given", "chrf", "digit", "verifier", *CHECKS}  # have nothing to say of a bare prompt
 REWARDS, JUDGES, PAIRINGS = (parts.names(kind) for kind in ("reward", "judge", "pairing"))
 LABELLERS = [(kind, name) for kind in ("reward", "judge") for name in parts.names(kind)]

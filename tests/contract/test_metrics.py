@@ -26,12 +26,16 @@ def table(rows: int = ROWS, seed: int = 0) -> dict[str, list]:
     columns["prob"][0], columns["pair_prob"][:3], columns["predicted"][1] = 0.5, (1.0, 0.5, 0.9), 0.0
     columns["entropy"] = random.uniform(0, 0.3, rows)
     columns |= {name: random.normal(0.5, 0.2, rows) for name in ("score", "base_score")}
+    columns |= {name: random.uniform(0, 1, rows) for name in ("unsafe", "base_unsafe", "refused", "base_refused")}
     columns["ref_logp"][0] = columns["logp"][0] + 30  # the reference likes this one far better
     return {name: column.tolist() for name, column in columns.items()} | {
         "text": [" ".join(row) for row in words],
         "base_text": [" ".join(reversed(row)) for row in words],
         "image": pictures(random, rows),
         "base_image": pictures(random, rows),
+        "style": random.choice(["plain", "poem", "prefix"], rows).tolist(),
+        "topics": random.choice(["maps", "ink", "maps|ink"], rows).tolist(),
+        "split": random.choice(["seen", "unseen style"], rows).tolist(),
         "prompt": [f"prompt {n}" for n in random.integers(0, rows // 2 + 1, rows)],
     }
 

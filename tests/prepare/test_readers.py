@@ -78,6 +78,8 @@ CASES = [  # shape, row, given
     ("gsm8k", {"question": "Say hi.", "answer": "1000 + 1 = <<1000+1=1001>>1001\n#### 1,001"}, ()),
     ("parti", {"Prompt": "Say hi.", "Category": "Abstract", "Challenge": "Basic", "Note": None}, ()),
     ("geneval", {"tag": "counting", "include": [{"class": "cow", "count": 2}], "prompt": "Say hi."}, ()),
+    ("request", {"request": "Say hi.", "topics": ["greetings", "manners"]}, ()),
+    ("request", {"request": "Say hi.", "topics": ["greetings"], "safe": "Hi!", "benign": True}, PAIR[:1]),
     ("captioned", {"caption": "Say hi.", "image": BLACK}, (Completion(image=BLACK),)),
     (
         "image_preference",
