@@ -121,6 +121,11 @@ class Journal:
         self._outbox.add("summary", _now(), stage=self.stage, values={k: _plain(v) for k, v in sorted(values.items())})
         self._mirror()
 
+    def tag(self, tags: dict[str, str]) -> None:
+        """Mark the stage's run in MLflow, in place of earlier tags of these names."""
+        self._outbox.add("status", _now(), status="RUNNING", tags=tags)
+        self._mirror()
+
     def log(self, step: int, values: dict[str, Any]) -> None:
         """Append one row: the step, then the values by name. NaN and infinity are null there, and themselves in MLflow.
 

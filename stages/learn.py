@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from stages import feed, loop, parts
-from stages.batches import Item
+from stages import diagnose, feed, loop, parts
+from stages.batches import Item, Pairs
 from stages.config import Choice, Run, Training
+from stages.diagnose import Diagnose, Monitor
 from stages.errors import UserError
 from stages.feed import Cache, Example
 from stages.online import Online
 from stages.parts import Part
-from stages.watch import Watch, Watcher
+from stages.preferences import Preference
+from stages.watch import Watch
 
 if TYPE_CHECKING:
     from stages.journal import Journal
     from stages.policies.family import Policy
 
+Look = Callable[[int, bool], dict[str, float]]  # number of steps done, whether that is all -> what is logged
 GIVEN = {"reference", "scores", "entropy", "mismatch", "behaviour"}  # needs that labelled preferences can meet
 
 
@@ -33,6 +36,7 @@ class Optimize(Training):
     moving_reference: bool = False  # each phase stays close to the policy that it starts from, not to the first one
     online: Online | None = None  # who scores the policy's own samples, for objectives that learn from those
     watch: Watch | None = None  # looks at samples as optimize goes; rounds have their gate
+    diagnose: Diagnose | None = None  # looks at the likelihoods of preferences as it is learned from them
 
 
 def check(settings: Optimize, run: Run, *, offline: bool = True) -> Part:
@@ -58,6 +62,7 @@ def check(settings: Optimize, run: Run, *, offline: bool = True) -> Part:
             mend="choose an offline objective",
         )
     check_phases(settings, part)
+    diagnose.check(settings.diagnose, run.family)
     return part
 
 
@@ -83,7 +88,7 @@ def check_phases(settings: Optimize, objective: Part) -> None:
 
 def learn(
     policy: Policy,
-    labelled: Sequence[Example],
+    labelled: Sequence[Preference],
     settings: Optimize,
     cache: Cache,
     *,
@@ -91,7 +96,7 @@ def learn(
     scratch: Path,
     journal: Journal,
     label: str,
-    watch: Watcher | None = None,
+    watch: Look | None = None,
 ) -> dict[str, float]:
     """Train a policy in place on preferences.
 
@@ -107,42 +112,89 @@ def learn(
         watch: looks at samples as training goes.
     """
     objective, chosen = settings.objective.part("objective", "optimize.objective")
-    wanted = feed.examples(objective, labelled, where="params.yaml optimize.objective.name")
+    kept = diagnose.learned(labelled, settings.diagnose)
+    wanted = feed.examples(objective, kept, where="params.yaml optimize.objective.name")
     if policy.seeded and "reference" in objective.spec.needs:
         cache.of(feed.items(wanted[0], settings.num_train_epochs - 1)[0])  # the last epoch's draw is there
+    cache = Cache(cache)  # ours, to add to
     mismatches = feed.mismatched(wanted) if "mismatch" in objective.spec.needs else {}
     if mismatches:
-        cache = Cache({**cache, **priced(policy, list(mismatches.values()), scratch / "mismatch.safetensors")})
+        cache.update(priced(policy, list(mismatches.values()), scratch / "mismatch.safetensors"))
 
     def loss(examples: Sequence[Example], epoch: int) -> tuple:
         batch = feed.batch(
             policy, examples, objective.spec.needs, cache, mismatches, soft=settings.soft_labels, draw=epoch
         )
-        return objective.function(batch, **chosen)
+        losses, stats = objective.function(batch, **chosen)
+        return losses, stats | (diagnose.per_token(batch) if isinstance(batch, Pairs) else {})
 
+    looks: list[Look] = [] if watch is None else [watch]
+    if settings.diagnose is not None:
+        looks.insert(0, Monitor(policy, labelled, settings.diagnose, seed=seed, scratch=scratch, journal=journal))
+    about = {"seed": seed, "journal": journal, "watch": one_by_one(looks)}
+    return in_phases(policy, wanted, loss, settings, cache, scratch=scratch, label=label, **about)
+
+
+def in_phases(
+    policy: Policy,
+    wanted: Sequence[Example],
+    loss: loop.Loss,
+    settings: Optimize,
+    cache: Cache,
+    *,
+    scratch: Path,
+    label: str,
+    **about: Any,
+) -> dict[str, float]:
+    """Train phase after phase; a run that was killed goes on in the last one that has a checkpoint.
+
+    Args:
+        policy: learns.
+        wanted: what is learned from in all phases.
+        loss: of examples and an epoch.
+        settings: the curriculum and the loop's settings.
+        cache: reference log-probs that the loss reads; those of a phase are replaced where the reference moves.
+        scratch: each phase has a folder there, the only phase all of it.
+        label: name on the progress line.
+        about: what else the loop is told.
+    """
     turns = phases(wanted, settings)
-    homes = [scratch / f"phase-{n + 1}" for n in range(len(turns))] if len(turns) > 1 else [scratch]
-    begun = max((n for n, home in enumerate(homes) if (home / loop.CHECKPOINT).exists()), default=0)  # the last one
+    several = len(turns) > 1
+    homes = [scratch / f"phase-{n + 1}" for n in range(len(turns))] if several else [scratch]
+    begun = max((n for n, home in enumerate(homes) if (home / loop.CHECKPOINT).exists()), default=0)
     summary: dict[str, float] = {}
     for n in range(begun, len(turns)):
         if n and settings.moving_reference:
-            cache = moved(policy, turns[n], settings, homes[n])
+            answers = feed.at_draws(policy, turns[n], settings.num_train_epochs)
+            cache.update(priced(policy, answers, homes[n] / "reference.safetensors"))
         summary = loop.train(
             policy,
             turns[n],
             loss,
             settings,
-            seed=seed,
             scratch=homes[n],
-            journal=journal,
-            label=f"{label} {n + 1}/{len(turns)}" if len(turns) > 1 else label,
+            label=f"{label} {n + 1}/{len(turns)}" if several else label,
             size=lambda example: max(item.size for item in feed.items(example)),
             after=sum(loop.length(len(turn), settings) for turn in turns[:n]),
-            watch=watch,
+            **about,
         )
         if "watch/stop" in summary:
             break
     return summary
+
+
+def one_by_one(looks: Sequence[Look]) -> Look | None:
+    """All who look, in their order, as one; whoever ends training is the last to look."""
+
+    def look(step: int, last: bool) -> dict[str, float]:
+        told: dict[str, float] = {}
+        for one in looks:
+            told |= one(step, last)
+            if "watch/stop" in told:
+                break
+        return told
+
+    return look if looks else None
 
 
 def phases(wanted: Sequence[Example], settings: Optimize) -> list[list[Example]]:
@@ -151,11 +203,6 @@ def phases(wanted: Sequence[Example], settings: Optimize) -> list[list[Example]]
         return [list(wanted)]
     part, chosen = settings.curriculum.part("curriculum", "optimize.curriculum")
     return [[wanted[i] for i in phase] for phase in part.function(wanted, **chosen)]
-
-
-def moved(policy: Policy, examples: Sequence[Example], settings: Optimize, home: Path) -> Cache:
-    """Log-probs of a phase's answers under the policy that it starts from."""
-    return priced(policy, feed.at_draws(policy, examples, settings.num_train_epochs), home / "reference.safetensors")
 
 
 def priced(policy: Policy, wanted: Sequence[Item], kept: Path) -> Cache:

@@ -32,6 +32,24 @@ class Watch(Panel):
     may_lose: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)  # of a reward, in its own unit
 
 
+class Kept:
+    """The weights of a step that may turn out to be the best there was."""
+
+    def __init__(self, policy: Policy, file: Path) -> None:
+        self.policy, self.file = policy, file
+
+    def keep(self, step: int) -> None:
+        """Remember the weights as they are, in place of earlier ones."""
+        files.save_tensors(self.file, dict(self.policy.parameters()), {"step": step})
+
+    def put_back(self) -> int:
+        """Give the policy the weights that were kept; returns the step that they are of."""
+        held, facts = files.load_tensors(self.file)
+        for name, parameter in self.policy.parameters().items():
+            parameter.data.copy_(held[name])
+        return int(facts["step"])
+
+
 class Watcher:
     """Samples the same prompts with the same seed at every look, so that what differs is the policy.
 
@@ -54,7 +72,7 @@ class Watcher:
     ) -> None:
         self.policy, self.settings, self.tools = policy, settings, tools
         self.prompts, self.seed, self.journal = list(prompts[: settings.prompts]), seed, journal
-        self.kept, self.first = scratch / "passed.safetensors", scratch / "first.json"
+        self.kept, self.first = Kept(policy, scratch / "passed.safetensors"), scratch / "first.json"
 
     def __call__(self, step: int, last: bool = False) -> dict[str, float]:
         """What a look after `step` steps shows: empty between looks; `watch/stop` where training ends."""
@@ -63,14 +81,14 @@ class Watcher:
         seen = summary(self.look(step), self.settings.candidates)
         if step == 0:
             files.write_json(self.first, seen)
-            self.keep()
+            self.kept.keep(step)
             return {}
         told, reasons = decide(self.settings, json.loads(self.first.read_text()), seen)
         if reasons:
-            self.put_back()
+            self.kept.put_back()
             print(f"samples got worse: {'; '.join(reasons)}: stopped at step {step}")
             return {**told, "watch/stop": 1.0}
-        self.keep()
+        self.kept.keep(step)
         return told
 
     def look(self, step: int) -> list[Candidate]:
@@ -82,16 +100,6 @@ class Watcher:
             rows = [[c.image for c in ranked[:8]], [c.image for c in ranked[-8:]]]
             self.journal.images("best_and_worst", step, rows)
         return scored
-
-    def keep(self) -> None:
-        """Remember the weights as those of the last look that passed."""
-        files.save_tensors(self.kept, dict(self.policy.parameters()), {})
-
-    def put_back(self) -> None:
-        """The weights of the last look that passed."""
-        held, _ = files.load_tensors(self.kept)
-        for name, parameter in self.policy.parameters().items():
-            parameter.data.copy_(held[name])
 
 
 def check(settings: Watch | None, family: str, *, where: str) -> None:
