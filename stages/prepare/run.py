@@ -11,7 +11,6 @@ from pydantic import Field
 from stages import directions, files, records
 from stages.config import Config, Run
 from stages.directions import Directions
-from stages.directions import Directions
 from stages.entry import Job, Stage
 from stages.errors import UserError
 from stages.prepare import attacks, models, prompts, worlds
@@ -33,7 +32,6 @@ class Prepare(Config):
     train: Annotated[int, Field(ge=1)] = 192
     test: Annotated[int, Field(ge=1)] = 64
     directions: Directions | None = None  # tells every prompt how much is wanted of each of two rewards
-    directions: Directions | None = None  # tells every prompt how much is wanted of each of two rewards
     attacks: Attacks | None = None  # puts requests in attack styles and holds whole styles and topics out
 
 
@@ -48,9 +46,6 @@ def run(job: Job[Settings]) -> dict[str, float]:
     """Write train.jsonl, test.jsonl, demonstrations.jsonl, quarantine.jsonl, model/ and encoder/."""
     config = job.config.prepare
     train, test, refused = read(config, job.config.run.seed, job.out / "quarantine.jsonl")
-    if config.directions is not None:
-        train = directions.training(train, config.directions, job.config.run.seed)
-        test = directions.held_out(test, config.directions)
     if config.directions is not None:
         train = directions.training(train, config.directions, job.config.run.seed)
         test = directions.held_out(test, config.directions)
