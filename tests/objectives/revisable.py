@@ -25,12 +25,15 @@ def game(prefers: Tensor, drawn: Tensor) -> Game:
 
 
 def beats(utility: Tensor, cycle: float = 0.0) -> Tensor:
-    """P(i beats j) = sigmoid(2 (u_i - u_j)), for `[...,a]`, and `cycle` more for who comes one or two places before."""
+    """P(i beats j) = sigmoid(2 (u_i - u_j)) of utilities `[...,a]`, which Bradley and Terry explain.
+
+    With a `cycle`, which nothing explains: so much more for who comes one or two places before, cut to [0.02, 0.98].
+    """
     a = utility.shape[-1]
     ahead = (torch.arange(a)[None, :] - torch.arange(a)[:, None]) % a
     turn = torch.where(ahead == 0, 0.0, torch.where(ahead <= a // 2, cycle, -cycle)).double()
     made = torch.sigmoid(2 * (utility[..., :, None] - utility[..., None, :])) + turn
-    return torch.where(ahead == 0, 0.5, made.clamp(0.02, 0.98))
+    return torch.where(ahead == 0, 0.5, made.clamp(0.02, 0.98) if cycle else made)
 
 
 def optimum(prefers: Tensor, beta: float) -> tuple[Tensor, Tensor]:
