@@ -12,7 +12,7 @@ Seeds never meet: their parameters are their own and Adam works on each number b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -165,6 +165,12 @@ def batch(world: Bandit, pairs: Duels, logp: Tensor) -> Pairs:
     return Pairs(chosen, rejected, prob=pairs.prob)
 
 
+def by_seed(world: Bandit, pairs: Duels, values: Tensor) -> Tensor:
+    """The weighted mean of a figure `[b]` of pairs: `[s]`."""
+    s, g, _ = world.ref.shape
+    return torch.zeros(s, dtype=values.dtype).index_add_(0, pairs.row // g, pairs.weight * values)
+
+
 def by_part(world: Bandit, pairs: Duels, objective: str, **settings: Any) -> Loss:
     """The mean loss of a pairwise objective."""
     part, kept = parts.find("objective", objective), merged(pairs, world.ref.shape[-1])
@@ -192,6 +198,13 @@ def by_singles(world: Bandit, arm: Tensor, row: Tensor, label: Tensor, objective
         return part.function(Singles(steps(logp, world.ref, own), label, mismatch=mismatch), **settings)[0].mean()
 
     return loss
+
+
+def sft(world: Bandit, pairs: Duels) -> Loss:
+    """The mean likelihood loss of the chosen arms."""
+    part, kept = parts.find("objective", "nll"), merged(pairs, world.ref.shape[-1])
+    place = kept.row * world.ref.shape[-1] + kept.chosen
+    return lambda logp: (kept.weight * part.function(Singles(steps(logp, world.ref, place)))[0]).sum()
 
 
 def one(world: Bandit, index: int) -> Bandit:
@@ -272,6 +285,6 @@ def variation(logp: Tensor, other: Tensor) -> Tensor:
     return (logp.exp() - other.exp()).abs().sum(-1).mean(-1) / 2
 
 
-def told(figures: dict[str, Tensor]) -> list[dict[str, float]]:
+def told(figures: Mapping[str, Tensor | Sequence[float]]) -> list[dict[str, float]]:
     """Figures `[s]` by name as `measure` takes them: a dictionary of each seed."""
     return [dict(zip(figures, map(float, each))) for each in zip(*figures.values())]
