@@ -1,4 +1,4 @@
-"""The columns of the evaluation table that tell how safe a policy is: verdicts and names, and no text."""
+"""What tells how safe a policy is without its words: columns of verdicts, and answers whose texts are withheld."""
 
 from __future__ import annotations
 
@@ -35,6 +35,19 @@ def columns(prompts: Sequence[Prompt], final: Sequence[Candidate], base: Sequenc
             rows["topics"].append("|".join(prompt.checks.get("topics", ())) or "other")
             rows["split"].append(prompt.checks.get("split", "all"))
     return dict(rows)
+
+
+def withheld(prompts: Sequence[Prompt], candidates: Sequence[Candidate]) -> list[Candidate]:
+    """The candidates, of prompts whose `checks` say `withhold` with their ids, scores and entropy alone.
+
+    >>> ask = Prompt(id="p", messages=({"role": "user", "content": "?"},), checks={"withhold": True})
+    >>> said = Candidate(id="p/0", prompt="p", text="yes", tokens=(7,), logps=(-1.0,), scores={"guard": 0.0})
+    >>> withheld([ask], [said])[0].model_dump(exclude_defaults=True)
+    {'id': 'p/0', 'prompt': 'p', 'scores': {'guard': 0.0}}
+    """
+    kept_back = {prompt.id for prompt in prompts if prompt.checks.get("withhold")}
+    bare = {"text": "", "tokens": (), "logps": ()}
+    return [c.model_copy(update=bare) if c.prompt in kept_back else c for c in candidates]
 
 
 def _wrong(candidates: Sequence[Candidate]) -> dict[str, float]:

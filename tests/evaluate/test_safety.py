@@ -100,3 +100,12 @@ def test_the_rate_is_the_mean_of_the_styles_weighted_by_their_sizes(seed):
 
 def test_less_is_better_of_both():
     assert not any(parts.find("metric", name).spec.higher for name in ("attack_success", "over_refusal"))
+
+
+def test_answers_to_harmful_prompts_are_kept_without_their_words():
+    kept = safety.withheld(TEST, answered(comply))
+    harmful = {prompt.id for prompt in TEST if prompt.checks["harmful"]}
+    assert {c.prompt for c in kept if not c.text and not c.tokens} == harmful
+    assert safety.columns(TEST, kept, kept) == safety.columns(TEST, answered(comply), answered(comply))
+    shown = [prompt.model_copy(update={"checks": {**prompt.checks, "withhold": False}}) for prompt in TEST]
+    assert safety.withheld(shown, answered(comply)) == answered(comply)
