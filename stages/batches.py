@@ -67,6 +67,7 @@ class Groups:
     reward: Tensor  # [g,k]
     valid: Tensor  # [g,k] bool, False where a prompt has fewer than k candidates
     advantage: Tensor | None = None  # [g,k], or [g,k,t] where it differs by step, no gradient
+    length: Tensor | None = None  # [] mean steps of a sample over the whole step, which this may be a part of
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,10 @@ from stages.samples import (
     Samples,
     by_prompt,
     draw,
+    ended,
     grouped,
     learned,
+    mean_length,
     outcomes,
     step_name,
     together,
@@ -53,6 +55,7 @@ class Online(Panel):
     num_iterations: Annotated[int, Field(ge=1)] = 1  # updates on the same samples
     advantage: Choice = Choice(name="group")
     ties: Literal["keep", "drop"] = "keep"  # drop: a prompt whose samples all score alike leaves the step and its mean
+    mask_truncated_completions: bool = False  # a sample that was cut off has its reward, and no step is learned from
     ema_beta: Annotated[float, Field(ge=0)] = 0.0  # pull towards a moving average of the policy, see stages/average.py
     sampler: dict[str, Any] = Field(default_factory=dict)  # settings of the policy's own sampling
 
@@ -80,7 +83,7 @@ def check(objective: Part, settings: Online | None, family: str, *, where: str) 
         raise UserError(what, where=f"{where}.ema_beta", mend="remove it, or choose awm or flow_grpo")
     if objective.feedback == "Pathwise":
         what = f"objective '{objective.name}' samples anew for every update, as run.policy says"
-        untouched(settings, {"num_iterations", "sampler", "ties"}, what, where)
+        untouched(settings, {"num_iterations", "sampler", "ties", "mask_truncated_completions"}, what, where)
         for seat in seats:
             if seat.weight and differentiable(seat.part) is None:
                 what = f"{seat.part.kind} '{seat.part.name}' has no gradient with respect to the image"
@@ -214,6 +217,9 @@ class SampledUpdates:
             for samples, values in zip(drawn, advantage.split(sizes), strict=True):
                 samples.advantage = values
         weight = untied(reward) if self.online.ties == "drop" else torch.ones_like(reward[:, 0])
+        length = mean_length(drawn, weight, truncated=not self.online.mask_truncated_completions)
+        for samples in drawn:
+            samples.length = length
         self.held = {
             together(part): learned(samples, shares)
             for part, samples, shares in zip(parts, drawn, weight.split(sizes), strict=True)
@@ -225,7 +231,10 @@ class SampledUpdates:
         held = self.held[together(batch)]
         samples = held.samples
         steps = priced(self.policy, self.reference, samples, self.objective.needs(self.chosen))
-        losses, stats = self.objective.function(grouped(steps, samples.reward, samples.advantage), **self.chosen)
+        if self.online.mask_truncated_completions:
+            steps = replace(steps, mask=steps.mask & ended(samples.items, steps.mask.device)[:, None])
+        groups = grouped(steps, samples.reward, samples.advantage, samples.length)
+        losses, stats = self.objective.function(groups, **self.chosen)
         losses, stats = by_prompt(losses, stats, len(held.rows))
         if self.behind is not None:
             away, _ = by_prompt(divergence(self.policy, self.behind.copy, samples.items), {}, len(held.rows))

@@ -27,12 +27,14 @@ class Samples:
     reward: Tensor  # [g,k]
     advantage: Tensor | None = None  # [g,k], of all samples of the step
     old: Tensor | None = None  # [g*k,t], filled by the first update: until then the policy is its own behaviour
+    length: Tensor | None = None  # [] mean tokens of all samples that the step learns from
 
     def of(self, rows: Tensor) -> Samples:
         """Those of some of the prompts, by index `[m]`."""
         k = self.reward.shape[1]
         items = [self.items[row * k + i] for row in rows.tolist() for i in range(k)]
-        return Samples(items, self.reward[rows], None if self.advantage is None else self.advantage[rows])
+        advantage = None if self.advantage is None else self.advantage[rows]
+        return Samples(items, self.reward[rows], advantage, length=self.length)
 
 
 @dataclass
@@ -95,11 +97,24 @@ def untied(reward: Tensor) -> Tensor:
     return differ * len(differ) / differ.sum().clamp(min=1)
 
 
-def grouped(steps: Steps, reward: Tensor, advantage: Tensor | None = None) -> Groups:
+def ended(items: Sequence[Item], device: torch.device) -> Tensor:
+    """Which samples ended by themselves, not by the limit: `[b]` bool."""
+    return torch.tensor([item.completion.finished for item in items], device=device)
+
+
+def mean_length(drawn: Sequence[Samples], weight: Tensor, *, truncated: bool) -> Tensor:
+    """Mean tokens `[]` of a step's samples by their prompt's weight `[g]`; truncated ones have 0 if they are masked."""
+    items = [item for samples in drawn for item in samples.items]
+    tokens = torch.tensor([len(item.completion.tokens) for item in items], device=weight.device)
+    tokens = tokens if truncated else tokens * ended(items, weight.device)
+    return (weight[:, None] * tokens.view(len(weight), -1)).sum().clamp(min=1) / len(items)
+
+
+def grouped(steps: Steps, reward: Tensor, advantage: Tensor | None = None, length: Tensor | None = None) -> Groups:
     """Rows `[g*k,...]` as groups `[g,k,...]`."""
     split = {name: value.unflatten(0, reward.shape) for name, value in vars(steps).items() if value is not None}
     valid = torch.ones_like(reward, dtype=torch.bool)
-    return Groups(Steps(**split), reward=reward, valid=valid, advantage=advantage)
+    return Groups(Steps(**split), reward=reward, valid=valid, advantage=advantage, length=length)
 
 
 def outcomes(reward: Tensor) -> Groups:

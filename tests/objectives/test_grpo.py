@@ -14,7 +14,7 @@ from stages.optimize.objectives.rloo import rloo
 from stages.policies.tabular import Tabular
 from tests.objectives.build import check_slopes, gradients, group, members, random_batch
 
-KINDS = ("grpo", "dr_grpo", "bnpo")
+KINDS = ("grpo", "dr_grpo", "bnpo", "dapo")
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
@@ -76,6 +76,22 @@ def test_aggregations(kind: str, losses: list[float]) -> None:
     assert steps[1].tolist() == pytest.approx([1 / own[1] / 2] * 3)
 
 
+def test_a_mean_over_the_tokens_of_the_step_however_it_is_cut() -> None:
+    """Two prompts, answers of 1 and 3 steps, then of 1 and 1: `dapo` divides the sums by 6 tokens, whole or in passes.
+
+    `bnpo` divides those of each pass by its own 4 and 2 tokens, and halves: the short answers count for more.
+    """
+    first, second = answered([[-1.0], [-1.0] * 3], [1.0, -1.0]), answered([[-1.0], [-1.0]], [2.0, 1.0])
+    mean = torch.tensor(6 / 4, dtype=torch.float64)
+    losses = {
+        kind: [grpo(replace(part, length=mean), loss_type=kind)[0].mean().item() for part in (first, second)]
+        for kind in ("dapo", "bnpo")
+    }
+    assert sum(losses["dapo"]) / 2 == pytest.approx((-1 + 3 - 2 - 1) / 6)
+    assert sum(losses["bnpo"]) / 2 == pytest.approx((2 / 4 - 3 / 2) / 2)
+    assert grpo(first, loss_type="dapo")[0].mean().item() == pytest.approx(2 / 4)  # the pass is the step
+
+
 # Independent reference
 
 
@@ -87,7 +103,8 @@ def plain(batch: Groups, kind: str, *, low: float, high: float, beta: float, lon
     for g, rows in enumerate(zip(*held)):
         slopes.append([])
         for k, (new, old, ref) in enumerate(zip(*rows)):
-            n = {"grpo": len(new), "dr_grpo": longest, "bnpo": sum(counts) / len(counts)}[kind]
+            mean = sum(counts) / len(counts)
+            n = {"grpo": len(new), "dr_grpo": longest, "bnpo": mean, "dapo": mean}[kind]
             losses, slope = [], []
             for t, (logp, before, other) in enumerate(zip(new, old, ref)):
                 a = (batch.advantage[g, k] if batch.advantage.dim() == 2 else batch.advantage[g, k, t]).item()
@@ -133,6 +150,7 @@ def test_the_mean_loss_is_that_of_the_flat_sums(kind: str) -> None:
         "grpo": (by_token.sum(1) / mask.sum(1)).mean(),
         "dr_grpo": by_token.sum() / (15 * 9),
         "bnpo": by_token.sum() / mask.sum(),
+        "dapo": by_token.sum() / mask.sum(),
     }[kind]
     found = grpo(batch, beta=0.1, loss_type=kind, max_completion_length=9)[0].mean()
     torch.testing.assert_close(found, wanted, rtol=1e-12, atol=0)

@@ -27,6 +27,7 @@ NAMES = ("grpo", "rloo")
 ADVANTAGE = {"grpo": Choice(name="group"), "rloo": Choice(name="leave_one_out")}
 WORDS = ("zero", "one", "two", "three", "two", "one")
 PROMPTS = [Prompt(id=f"p{i}", messages=(Message(role="user", content=word),)) for i, word in enumerate(WORDS)]
+UNEVEN = {"sampler": {"max_new_tokens": 96}}  # about a third of the samples ends before
 every = pytest.mark.parametrize("name", NAMES)
 
 
@@ -169,19 +170,56 @@ def test_the_policy_leaves_its_behaviour_at_the_second_update_and_its_reference_
 
 @pytest.mark.parametrize(
     ("name", "chosen"),
-    [("grpo", {}), ("grpo", {"loss_type": "dr_grpo", "max_completion_length": 8}), ("rloo", {"beta": 0.5})],
+    [
+        ("grpo", {}),
+        ("grpo", {"loss_type": "dr_grpo", "max_completion_length": 8}),
+        ("grpo", {"loss_type": "dapo"}),
+        ("rloo", {"beta": 0.5}),
+    ],
 )
-def test_a_step_is_the_same_in_one_forward_pass_or_in_many(folder, name, chosen) -> None:
+@pytest.mark.parametrize("asked", [{}, UNEVEN, {**UNEVEN, "mask_truncated_completions": True}])
+def test_a_step_is_the_same_in_one_forward_pass_or_in_many(folder, name, chosen, asked) -> None:
     found = []
     for size in (4, 1):
         policy = moved(folder)
-        settings = configured(name, chosen=chosen, per_device_train_batch_size=size)
+        settings = configured(name, asked, chosen, per_device_train_batch_size=size)
         updates = begun(policy, policy_of(folder, trained=False), settings)
         found.append(gradient(policy, updates, size))
     whole, cut = found
     assert sum(float(value.abs().sum()) for value in whole.values()) > 0
     for key, value in whole.items():
         torch.testing.assert_close(value, cut[key], rtol=1e-3, atol=1e-5)
+
+
+def test_what_was_cut_off_is_not_learned_from_and_its_reward_counts_all_the_same(folder) -> None:
+    """The mean over the tokens of the step is that of the sample gradients: those that ended, over their tokens."""
+    policy, reference = moved(folder), policy_of(folder, trained=False)
+    asked, beta = {**UNEVEN, "mask_truncated_completions": True}, {"beta": 0.0}
+    updates = begun(policy, reference, configured("grpo", asked, {**beta, "loss_type": "dapo"}))
+    other = begun(policy, reference, configured("grpo", UNEVEN, beta))
+    held = [one.samples for one in updates.held.values()]
+    items = [item for samples in held for item in samples.items]
+    advantage = torch.cat([samples.advantage.flatten() for samples in held])
+    assert torch.equal(advantage, torch.cat([one.samples.advantage.flatten() for one in other.held.values()]))
+    whole = [i for i, item in enumerate(items) if item.completion.finished]
+    assert 0 < len(whole) < len(items)
+    found = gradient(policy, updates, 2)
+    rows = {i: row_alone(policy, items[i]) for i in whole}
+    (sum(-advantage[i] * row.sum() for i, row in rows.items()) / sum(map(len, rows.values()))).backward()
+    assert sum(float(p.grad.abs().sum()) for p in policy.parameters().values()) > 0
+    for key, p in policy.parameters().items():
+        torch.testing.assert_close(found[key], p.grad, rtol=2e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dapo"])
+def test_a_step_of_answers_that_were_all_cut_off_moves_nothing(folder, loss_type) -> None:
+    """Two tokens do not suffice any sample of these."""
+    policy = moved(folder)
+    asked = {"sampler": {"max_new_tokens": 2}, "mask_truncated_completions": True}
+    settings = configured("grpo", asked, {"loss_type": loss_type})
+    updates = begun(policy, policy_of(folder, trained=False), settings)
+    assert not any(item.completion.finished for one in updates.held.values() for item in one.samples.items)
+    assert all((slope == 0).all() for slope in gradient(policy, updates, 2).values())
 
 
 def shortened(item: Item, tokens: int) -> Item:

@@ -25,7 +25,7 @@ def grpo(
     clip_low: Annotated[float, Field(gt=0, le=1)] = 0.2,
     clip_high: Annotated[float, Field(gt=0)] = 0.2,
     beta: Annotated[float, Field(ge=0)] = 0.04,
-    loss_type: Literal["grpo", "dr_grpo", "bnpo"] = "grpo",
+    loss_type: Literal["grpo", "dr_grpo", "bnpo", "dapo"] = "grpo",
     max_completion_length: Annotated[int, Field(ge=1)] = 64,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Group Relative Policy Optimization.
@@ -42,8 +42,8 @@ def grpo(
         beta: pull towards the reference; 0 leaves it out, and the reference is not read. Paper: 0.04; TRL: 0.
         loss_type: what n is, by TRL's names. `grpo`, the paper's: the sample's own number of steps. `dr_grpo`:
             `max_completion_length`, the same for all samples, so that no length is favoured. `bnpo`: the mean number of
-            steps of the samples in the forward pass, which makes the mean loss one over tokens; where a step of the
-            optimizer takes a single forward pass, this is `dapo`, TRL's default.
+            steps of the samples in the forward pass, which makes the mean loss one over tokens. `dapo`, TRL's default:
+            the mean number of steps of all samples of the step, the same however many forward passes that takes.
         max_completion_length: n under `dr_grpo`, the only one to read it: the sampler's `max_new_tokens`.
 
     Returns:
@@ -55,8 +55,8 @@ def grpo(
 
     Differences from the paper:
         1. Where a step has become e^20 times less likely than under the reference, its kl has no gradient any more.
-        2. `dr_grpo` and `bnpo` are no part of it; Dr. GRPO also leaves out the division by the deviation, which is
-           `std: none` of the advantage `group`.
+        2. `dr_grpo`, `bnpo` and `dapo` are no part of it; Dr. GRPO also leaves out the division by the deviation, which
+           is `std: none` of the advantage `group`.
 
     Example: at rho = 1 every step costs -A, here averaged over one step and over two; against a constant length of 4
     the longer sample weighs twice as much.
@@ -83,9 +83,11 @@ def grpo(
         kl = away.expm1() - away  # its small values survive float32, unlike those of exp - 1
         by_step = by_step + beta * kl
         stats["kl"] = average(kl.detach().flatten(-2), there.flatten(-2))
+    here = there.sum().clamp(min=1).to(by_step) / batch.valid.sum().clamp(min=1)  # in this forward pass
     n: dict[str, Tensor | int] = {
         "grpo": length(mask),
         "dr_grpo": max_completion_length,
-        "bnpo": there.sum().to(by_step) / batch.valid.sum().clamp(min=1),
+        "bnpo": here,
+        "dapo": here if batch.length is None else batch.length,
     }
     return torch.where(batch.valid, total(by_step, mask) / n[loss_type], 0.0), stats
