@@ -194,3 +194,10 @@ def test_mistakes_are_one_line(tmp_path):
     lone = [{"request": "placeholder", "topics": []}, *rows()]
     found = read_prompts(written(tmp_path, lone), quarantine=tmp_path / "quarantine.jsonl")
     assert found.by_reason == {"empty list": 1}
+
+
+def test_the_game_is_read_by_its_name(tmp_path):
+    config = Prepare(prompts="vaults", train=60, test=24)
+    train, test, refused = read(config, 0, tmp_path / "quarantine.jsonl")
+    assert [train, test, refused] == [*build(vaults(), Attacks(), 60, 24, 0), 0]
+    assert (tmp_path / "quarantine.jsonl").read_text() == ""
