@@ -186,6 +186,20 @@ def test_what_is_needed_is_used(name: str, need: str) -> None:
         assert same(before, gradients(found.function, moved), rtol=0, atol=0), "other values"
 
 
+IDLE = [(name, *pair) for name in OBJECTIVES for pair in parts.find("objective", name).spec.idle]
+
+
+@pytest.mark.parametrize(("name", "need", "setting"), IDLE)
+def test_an_idle_need_is_not_read(name: str, need: str, setting: str) -> None:
+    found = parts.find("objective", name)
+    assert need in found.spec.needs
+    off = parts.check(found, {setting: type(found.settings[setting].default)(0)})
+    assert need not in found.needs(off)
+    batch = batch_of(found)
+    before, after = (found.function(each, **off)[0] for each in (batch, changed(batch, need, lambda _: None)))
+    assert torch.equal(before, after)
+
+
 @every
 @pytest.mark.parametrize("held", [1e6, math.nan])
 def test_padding_changes_nothing(name: str, held: float) -> None:
