@@ -236,7 +236,8 @@ def reference(job: Job[Settings], folder: Path, made: list[Preference]) -> Cache
     """Log-probs of the round's answers under the policy that it stays close to, once, kept in scratch."""
     kept = job.scratch / "reference.safetensors"
     if not kept.exists():
-        policy = family.load(job.config.run, folder)
-        wanted = feed.at_draws(policy, made, job.config.optimize.num_train_epochs)
-        feed.reference(policy, wanted).save(kept, {})
+        policy, optimize = family.load(job.config.run, folder), job.config.optimize
+        objective, _ = optimize.objective.part("objective", "optimize.objective")
+        examples = feed.examples(objective, made, where="params.yaml optimize.objective.name")
+        feed.reference(policy, feed.at_draws(policy, examples, optimize.num_train_epochs)).save(kept, {})
     return Cache.load(kept, {})
