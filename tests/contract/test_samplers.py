@@ -25,6 +25,7 @@ OTHER = {
     "best_of_n": {"n": 2, "temperature": 0.2, "top_p": 0.3, "max_new_tokens": 3},
     "rejection": {"n": 3, "beta": 0.0, "temperature": 0.2, "top_p": 0.3, "max_new_tokens": 3},
     "greedy": {"max_new_tokens": 3},
+    "beam": {"beams": 16, "max_new_tokens": 3},
     "revise": {"revisions": 2, "temperature": 0.2, "top_p": 0.3, "max_new_tokens": 3},
     "denoise": {"steps": 2, "eta": 0.0, "guidance": 3.0},
 }
@@ -102,7 +103,7 @@ def test_sampler_repeats_itself_and_ignores_its_neighbours(name):
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_sampler_follows_its_seed_unless_it_leaves_nothing_to_chance(name):
     same = [c.content for c in draw(name, seed=1)] == [c.content for c in draw(name, seed=2)]
-    assert same == (name in {"greedy", "given"})
+    assert same == (name in {"beam", "greedy", "given"})
 
 
 @pytest.mark.parametrize(("name", "setting"), [(n, s) for n in SAMPLERS for s in parts.find("sampler", n).settings])
