@@ -21,7 +21,7 @@ SETTINGS = {0.1: 0.05, 0.5: 0.2, 1.0: 0.2, 2.0: 0.2, 4.0: 0.2}  # beta: lambda
 CLAIMS = (
     Claim("HyPO's reward is far above DPO's (beta 0.1)", "reward, hypo 0.1", "reward, dpo 0.1", margin=1.5),
     Claim("So it is at beta 0.5", "reward, hypo 0.5", "reward, dpo 0.5", margin=1.5),
-    Claim("It is above the reference's, DPO's is below it", "reward, hypo 0.1", "reward, reference"),
+    Claim("HyPO's is above the reference's", "reward, hypo 0.1", "reward, reference"),
     Claim("DPO's is below the reference's", "reward, reference", "reward, dpo 0.1", margin=1.0),
     Claim("DPO is much further from the reference", "kl, dpo 0.1", "kl, hypo 0.1", margin=2.0),
     Claim("DPO puts nearly all its mass on arms in no pair", "uncovered, dpo 0.1", 0.9),
