@@ -20,13 +20,16 @@ from stages.policies import family
 from stages.policies.family import Policy
 from stages.records import Candidate, Pair, Prompt, Single
 
+LETTER = 4  # most tokens that one letter may take, a byte each
+
 
 @dataclass(frozen=True)
 class Drawn:
     """What one policy answered, and what it thinks of it."""
 
     every: list[Candidate]  # all answers, ordered by prompt
-    logp: list[float]  # log-prob of each prompt's first answer under the policy itself: see `price`
+    logp: list[list[float]]  # of the steps of each prompt's first answer under the policy itself: see `price`
+    pieces: list[list[str]]  # the text of each token of these answers, none of what has no tokens
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,9 @@ class Answers:
     folder: Path
     every: list[Candidate]  # ordered by prompt, scored by the labelling panel
     candidates: list[Candidate]  # the first to each prompt, in the order of the prompts
-    logp: list[float]  # log-prob of each of these under the policy: see `price`
-    ref_logp: list[float]  # the same under the base model
+    logp: list[list[float]]  # of the steps of each of these under the policy: see `price`
+    ref_logp: list[list[float]]  # the same under the base model
+    pieces: list[list[str]]  # the text of each of their tokens
     prob: list[float]  # P(better than the base model's) under the labelling panel
     independent: list[float]  # the same under the independent panel
 
@@ -66,9 +70,22 @@ def sample(
         draw = partial(sampler.function, policy, k=k, seed=run.seed, **settings)
         every = rollout.sample(draw, prompts, k, scratch / name, label=f"answers of {name}", chunk=policy.chunk)
         told = firsts(every)
-        own = [sum(c.logps) for c in told]
-        drawn[name] = Drawn(every, price(policy, prompts, told, draws, f"{name} itself") if policy.seeded else own)
+        own = [list(c.logps) for c in told]
+        priced = price(policy, prompts, told, draws, f"{name} itself") if policy.seeded else own
+        drawn[name] = Drawn(every, priced, [pieces(policy, c.tokens) if c.tokens else [] for c in told])
     return drawn
+
+
+def pieces(policy: Any, tokens: Sequence[int]) -> list[str]:
+    """The text of each token, as it reads in its place; a letter of several tokens stands with the last of them."""
+    found: list[str] = []
+    whole = 0  # tokens whose letters are complete
+    for end in range(1, len(tokens) + 1):
+        before, after = (policy.tokenizer.decode(tokens[max(0, whole - 1) : to]) for to in (whole, end))
+        complete = not after.endswith("\ufffd") or end - whole == LETTER
+        found.append(after[len(before) :] if complete else "")
+        whole = end if complete else whole
+    return found
 
 
 def firsts(every: Sequence[Candidate]) -> list[Candidate]:
@@ -81,15 +98,15 @@ def firsts(every: Sequence[Candidate]) -> list[Candidate]:
 
 def price(
     policy: Policy, prompts: Sequence[Prompt], candidates: Sequence[Candidate], draws: int, label: str
-) -> list[float]:
-    """Log-prob of each answer, end included, under a policy, in nats; 0 for an answer without a token.
+) -> list[list[float]]:
+    """Log-probs of the steps of each answer, end included, under a policy, in nats; none of one without a token.
 
-    Of a seeded policy it is a surrogate, and no sum: see `priced`.
+    Of a seeded policy it is one number, a surrogate: see `priced`.
     """
     kept = [(p, c) for p, c in zip(prompts, candidates, strict=True) if c.tokens or not c.blank]
     wanted = [Single(id=c.id, messages=p.messages, completion=labelling.completion(c)) for p, c in kept]
     found = priced(policy, wanted, draws, label)
-    return [float(found[c.id].sum()) if c.id in found else 0.0 for c in candidates]
+    return [found[c.id].tolist() if c.id in found else [] for c in candidates]
 
 
 def priced(policy: Policy, wanted: Sequence[Example], draws: int, label: str) -> dict[str, Tensor]:
@@ -112,7 +129,7 @@ def compare(
     prompts: list[Prompt],
     drawn: Drawn,
     base: Drawn,
-    ref_logp: list[float],
+    ref_logp: list[list[float]],
     panels: tuple[Panel, Panel],
     tools: Tools,
 ) -> Answers:
@@ -124,7 +141,7 @@ def compare(
         prompts: the held-out prompts.
         drawn: its answers.
         base: the base model's.
-        ref_logp: log-prob of its first answers under the base model.
+        ref_logp: log-probs of the steps of its first answers under the base model.
         panels: the labelling panel and the independent one.
         tools: what both need.
     """
@@ -132,7 +149,7 @@ def compare(
     first, other = firsts(drawn.every), firsts(base.every)
     probs = [even if drawn is base else labelling.compare(p, prompts, first, other, tools) for p in panels]
     scored = labelling.score(panels[0], labelling.align(prompts, drawn.every), drawn.every, tools)
-    return Answers(name, folder, scored, firsts(scored), drawn.logp, ref_logp, probs[0], probs[1])
+    return Answers(name, folder, scored, firsts(scored), drawn.logp, ref_logp, drawn.pieces, probs[0], probs[1])
 
 
 def columns(final: Answers, base: Answers) -> dict[str, Any]:
@@ -145,8 +162,8 @@ def columns(final: Answers, base: Answers) -> dict[str, Any]:
         "base_length": [len(c.text) for c in base.candidates],
         "text": [c.text for c in final.candidates],
         "base_text": [c.text for c in base.candidates],
-        "logp": final.logp,
-        "ref_logp": final.ref_logp,
+        "logp": [sum(steps) for steps in final.logp],
+        "ref_logp": [sum(steps) for steps in final.ref_logp],
         "steps": [max(1, len(c.tokens)) for c in final.candidates],
         "entropy": [c.entropy or 0.0 for c in final.candidates],
         "image": [c.image for c in final.every],

@@ -155,8 +155,15 @@ def samples(prompts: list[Prompt], base: Answers, final: Answers) -> list[Sample
         pictures = [[c.image for c in one.every if c.prompt == prompt.id and c.image] for one in (base, final)]
         about = prompt.messages[-1].content, prompt.kind, before.text, after.text, before.scores, after.scores
         score = after.score if after.image else None
-        found.append(Sample(*about, final.prob[i], final.independent[i], pictures[0], pictures[1], score))
+        credit = token_credit(final, i)
+        found.append(Sample(*about, final.prob[i], final.independent[i], pictures[0], pictures[1], score, credit))
     return found
+
+
+def token_credit(policy: Answers, i: int) -> list[tuple[str, float]]:
+    """The tokens of an answer with their log-ratios to the base model, in nats; none of what has no tokens."""
+    columns = policy.pieces[i], policy.logp[i], policy.ref_logp[i]
+    return [(piece, own - ref) for piece, own, ref in zip(*columns)]  # a long answer is priced to the length limit
 
 
 def curves(everyone: Sequence[Answers]) -> list[dict[str, Any]]:

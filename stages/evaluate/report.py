@@ -22,6 +22,7 @@ __all__ = ["comparison", "write"]
 SHOWN = 8  # samples of each list
 GALLERY = 24  # prompts before and after
 PANELS = 9  # training curves of each stage
+SHADE = 0.6  # opacity behind the token with the most credit
 CURVES_FIRST = ("loss", "reward", "rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected", "kl")
 
 
@@ -73,6 +74,7 @@ def write(folder: Path, results: Results) -> Path:
         frontier=draw_frontier(folder, results.policies, results.family),
         curves=draw_curves(results.curves),
         lists=sample_lists(results.samples),
+        credited=[(s, shaded(s.credit)) for s in pictures.drawn(results.samples) if s.credit][:SHOWN],
         gallery=pictures.drawn([sample for sample in results.samples if sample.final_images])[:GALLERY],
     )
     path = folder / "report.html"
@@ -147,6 +149,27 @@ def sample_lists(samples: Sequence[Sample]) -> dict[str, list[Sample]]:
     return {name: found[:SHOWN] for name, found in lists.items()}
 
 
+@dataclass(frozen=True)
+class Token:
+    """How a token with its credit is shown."""
+
+    text: str
+    value: float
+    shade: float  # opacity of its colour
+    least: bool  # it has the least credit of its answer
+
+
+def shaded(credit: Sequence[tuple[str, float]]) -> list[Token]:
+    """The tokens of an answer, each as strong as its credit is beside the largest of the answer, of either sign.
+
+    >>> [(token.shade, token.least) for token in shaded([("a", 1.0), ("b", -2.0)])]
+    [(0.3, False), (0.6, True)]
+    """
+    values = [value for _, value in credit]
+    most, least = max(map(abs, values), default=0.0) or 1.0, values.index(min(values)) if values else None
+    return [Token(text, value, SHADE * abs(value) / most, i == least) for i, (text, value) in enumerate(credit)]
+
+
 def draw_frontier(folder: Path, policies: Sequence[Policy], family: str) -> list[Markup]:
     """Reward and win rate over KL (of images its surrogate), and their PNG files."""
     if not policies:
@@ -192,6 +215,9 @@ def write_data(folder: Path, results: Results) -> None:
     write_csv(folder / "kinds.csv", [_flat(asdict(row)) for row in results.kinds])
     write_csv(folder / "rewards.csv", [_flat(asdict(row)) for row in results.rewards])
     write_csv(folder / "curves.csv", results.curves)
+    columns = ("prompt", "place", "token", "credit")
+    credits = [(s.prompt, place, *told) for s in results.samples for place, told in enumerate(s.credit)]
+    write_csv(folder / "credit.csv", [dict(zip(columns, row)) for row in credits])
 
 
 def _flat(row: dict[str, Any]) -> dict[str, Any]:

@@ -66,6 +66,7 @@ class Sample:
     base_images: Sequence[str] = ()
     final_images: Sequence[str] = ()
     score: float | None = None  # mixed reward of the final answer
+    credit: Sequence[tuple[str, float]] = ()  # text: tokens of the final answer, their log-ratios to the base in nats
 
 
 @dataclass(frozen=True)

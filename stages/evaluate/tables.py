@@ -44,7 +44,7 @@ def number(value: Any, digits: int | None = None) -> str:
 def write_csv(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Rows under the union of their keys, in order of appearance; an empty table gives an empty file."""
     rows = list(rows)
-    with path.open("w", encoding="utf-8", newline="") as out:
+    with path.open("w", encoding="utf-8", errors="replace", newline="") as out:
         table = csv.DictWriter(out, list(dict.fromkeys(key for row in rows for key in row)))
         if rows:
             table.writeheader()

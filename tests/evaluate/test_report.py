@@ -204,3 +204,33 @@ def test_comparison_means_and_spreads(tmp_path):
     assert (tmp_path / "comparison.png").read_bytes().startswith(b"\x89PNG")
     with (tmp_path / "comparison.csv").open(encoding="utf-8") as lines:
         assert [row["seed"] for row in csv.DictReader(lines)] == ["0", "1", "0"]
+
+
+CREDIT = [("The", 0.5), (" sky", -0.25), (f" {NASTY}", -2.0), ("\n\nis", 0.0), ("", 1.0)]
+
+
+def test_tokens_stand_in_the_colour_of_their_credit(tmp_path):
+    """Beside the largest of either sign, 2: 0.25, 0.125, 1, 0 and 0.5 of the opacity of 0.6; the least is framed."""
+    credited = replace(SAMPLES[0], credit=CREDIT)
+    found = page(replace(RESULTS, samples=[credited, *SAMPLES[1:]]), tmp_path)
+    assert "credit" in found.ids
+    spans = [(name, value) for name, value in found.attributes if name == "style" and "--a:" in value][2:]
+    assert spans == [("style", f"--a:{shade}") for shade in ("0.15", "0.07", "0.60", "0.00", "0.30")]
+    classes = [value for name, value in found.attributes if name == "class" and value.split()[0] in ("up", "down")]
+    assert classes[2:] == ["up", "down", "down least", "up", "up"]
+    assert [v for name, v in found.attributes if name == "title"] == ["+0.50", "−0.25", "−2.00", "0.00", "+1.00"]
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert ">The</span><span" in text, "nothing between tokens that the answer does not have"
+    assert '<script>alert("x")' not in text
+    with (tmp_path / "credit.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["place"], row["token"], float(row["credit"])) for row in rows[:2]] == [
+        ("0", "The", 0.5),
+        ("1", " sky", -0.25),
+    ]
+
+
+def test_credit_of_a_policy_that_is_its_base_is_no_colour(tmp_path):
+    assert {token.shade for token in report.shaded([("a", 0.0), ("b", 0.0)])} == {0.0}
+    assert report.shaded([]) == []
+    assert page(RESULTS, tmp_path).ids.count("credit") == 0, "no tokens, no section"
