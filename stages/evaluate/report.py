@@ -156,7 +156,7 @@ class Token:
     text: str
     value: float
     shade: float  # opacity of its colour
-    least: bool  # it has the least credit of its answer
+    least: bool  # it has the least credit of its answer, less than none
 
 
 def shaded(credit: Sequence[tuple[str, float]]) -> list[Token]:
@@ -166,8 +166,9 @@ def shaded(credit: Sequence[tuple[str, float]]) -> list[Token]:
     [(0.3, False), (0.6, True)]
     """
     values = [value for _, value in credit]
-    most, least = max(map(abs, values), default=0.0) or 1.0, values.index(min(values)) if values else None
-    return [Token(text, value, SHADE * abs(value) / most, i == least) for i, (text, value) in enumerate(credit)]
+    most, least = max(map(abs, values), default=0.0) or 1.0, min(values, default=0.0)
+    framed = values.index(least) if least < 0 else None
+    return [Token(text, value, SHADE * abs(value) / most, i == framed) for i, (text, value) in enumerate(credit)]
 
 
 def draw_frontier(folder: Path, policies: Sequence[Policy], family: str) -> list[Markup]:
