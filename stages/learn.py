@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
 
 from stages import diagnose, feed, loop, parts
 from stages.batches import Item, Pairs
@@ -32,6 +34,7 @@ class Optimize(Training):
     soft_labels: bool = (
         False  # learn from P(chosen is better) as labelled; else, as the papers do, from the order alone
     )
+    preferences: Annotated[int, Field(ge=1)] | None = None  # the first so many are learned from; else all
     curriculum: Choice | None = None  # in which phases pairs are learned from; each takes num_train_epochs
     moving_reference: bool = False  # each phase stays close to the policy that it starts from, not to the first one
     online: Online | None = None  # who scores the policy's own samples, for objectives that learn from those
@@ -61,6 +64,9 @@ def check(settings: Optimize, run: Run, *, offline: bool = True) -> Part:
             where=place,
             mend="choose an offline objective",
         )
+    if part.spec.online and settings.preferences is not None:
+        what, mend = f"objective '{part.name}' learns online, not from labels alone", "remove it"
+        raise UserError(what, where="params.yaml optimize.preferences", mend=mend)
     check_phases(settings, part)
     diagnose.check(settings.diagnose, run.family)
     return part
@@ -112,7 +118,7 @@ def learn(
         watch: looks at samples as training goes.
     """
     objective, chosen = settings.objective.part("objective", "optimize.objective")
-    kept = diagnose.learned(labelled, settings.diagnose)
+    kept = first(diagnose.learned(labelled, settings.diagnose), settings.preferences)
     wanted = feed.examples(objective, kept, where="params.yaml optimize.objective.name")
     if policy.seeded and "reference" in objective.spec.needs:
         cache.of(feed.items(wanted[0], settings.num_train_epochs - 1)[0])  # the last epoch's draw is there
@@ -133,6 +139,19 @@ def learn(
         looks.insert(0, Monitor(policy, labelled, settings.diagnose, seed=seed, scratch=scratch, journal=journal))
     about = {"seed": seed, "journal": journal, "watch": one_by_one(looks)}
     return in_phases(policy, wanted, loss, settings, cache, scratch=scratch, label=label, **about)
+
+
+def first(labelled: Sequence[Preference], count: int | None) -> Sequence[Preference]:
+    """The first so many preferences, so that a smaller number is part of a larger one; all where none is given.
+
+    Raises:
+        UserError: there are fewer.
+    """
+    if count is not None and count > len(labelled):
+        what = f"{count} preferences are wanted, {len(labelled)} can be learned from"
+        mend = "lower it, or label more: generate.prompts"
+        raise UserError(what, where="params.yaml optimize.preferences", mend=mend)
+    return labelled[:count]
 
 
 def in_phases(
