@@ -41,7 +41,7 @@ class Diagnose(Config):
     top_k: Annotated[int, Field(ge=2)] = 10
     patience: Annotated[int, Field(ge=1)] = 2  # looks in a row at which entropy may not fall
     max_mass_loss: Annotated[float, Field(gt=0, lt=1)] = 0.05  # share of the top k's mass
-    max_drift: Annotated[float, Field(gt=0)] = 1.0  # nats a token that the chosen answers may lose
+    max_drift: Annotated[float, Field(gt=0)] = 2.0  # nats a token that the chosen answers may lose
     stop: bool = False  # at an alarm, with the weights of the last look before the trouble began
 
 
