@@ -7,11 +7,8 @@ of all parts and writes stages/PARTS.md.
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import inspect
-import json
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +30,6 @@ HOMES = {
     "opponent": "stages/selfplay/opponents",
     "metric": "stages/evaluate/metrics",
 }
-WORLDS = ("scenes", "personas")  # packages of stages/ that rewards see through
 FAMILIES = ("text", "image", "control", "vision", "tabular")
 NEEDS = (
     "reference",  # Steps.ref
@@ -171,81 +167,11 @@ def check(found: Part, settings: dict[str, Any], *, where: str = "params.yaml") 
         ) from None
 
 
-def chosen(params: dict[str, Any]) -> dict[str, dict[str, str]]:
-    """The source of every part of which a stage chooses several, by stage and file.
-
-    dvc.yaml can name the file of one chosen part, but no list of them; each stage that has a list depends on its
-    entry here instead, so that an edit makes it stale if, and only if, the edited part is one it chose.
-    """
-    lists = {
-        "generate": {"reward": ["generate.panel.rewards"], "judge": ["generate.panel.judges"]},
-        "label": {"reward": ["label.rewards"], "judge": ["label.judges"]},
-        "optimize": {
-            "reward": ["optimize.online.rewards", "optimize.watch.rewards"],
-            "judge": ["optimize.online.judges"],
-            "advantage": ["optimize.online.advantage"],
-            "curriculum": ["optimize.curriculum"],
-        },
-        "selfplay": {
-            "reward": ["selfplay.rewards"],
-            "judge": ["selfplay.judges"],
-            "curriculum": ["optimize.curriculum"],
-        },
-        "evaluate": {
-            "reward": ["label.rewards", "evaluate.independent.rewards"],
-            "judge": ["label.judges", "evaluate.independent.judges"],
-            "metric": ["evaluate.metrics"],
-        },
-    }
-    found: dict[str, dict[str, str]] = {}
-    for stage, kinds in lists.items():
-        files: set[Path] = set()
-        for kind, keys in kinds.items():
-            home = ROOT / HOMES[kind]
-            wanted = {name for key in keys for name in _names(_node(params, key))}
-            if wanted:
-                files |= {home / f"{name}.py" for name in wanted} | set(home.glob("_[a-z]*.py"))
-                for world in WORLDS:  # what a detector or a judge of a world says decides their scores
-                    if any(f"stages.{world}" in file.read_text() for file in files if file.exists()):
-                        files |= {
-                            file for ending in ("py", "yaml") for file in (ROOT / "stages" / world).glob(f"*.{ending}")
-                        }
-        found[stage] = {f.relative_to(ROOT).as_posix(): _md5(f) for f in sorted(files)}
-    return found
-
-
-def _node(params: Any, key: str) -> Any:
-    for name in key.split("."):
-        params = (params or {}).get(name, {})
-    return params or {}
-
-
-def _names(node: dict[str, Any]) -> list[str]:
-    """Part names of a list of parts, each its key or what its entry says instead, or of the one chosen part."""
-    if isinstance(node.get("name"), str):
-        return [node["name"]]
-    return [str(entry["name"]) if isinstance(entry, dict) and "name" in entry else key for key, entry in node.items()]
-
-
-def _md5(file: Path) -> str:
-    """Content hash; of a file that is not there, none: the stage itself says what is wrong with the name."""
-    return hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest() if file.exists() else ""
-
-
-def main(arguments: list[str]) -> None:
-    """`--chosen` writes data/parts/ for the graph; otherwise print the table and write stages/PARTS.md."""
-    if arguments == ["--chosen"]:
-        from ruamel.yaml import YAML
-
-        params = YAML(typ="safe").load(Path("params.yaml").read_text(encoding="utf-8"))
-        for stage, files in chosen(params).items():
-            file = Path("data/parts") / f"{stage}.json"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(files, indent=2) + "\n", encoding="utf-8")
-    else:
-        catalogue = importlib.import_module("stages.catalogue")  # by name: no stage depends on how parts are told
-        print(catalogue.write(ROOT / "stages" / "PARTS.md"))
+def main() -> None:
+    """Print the table of all parts and write stages/PARTS.md."""
+    catalogue = importlib.import_module("stages.catalogue")  # by name: no stage depends on how parts are told
+    print(catalogue.write(ROOT / "stages" / "PARTS.md"))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -8,7 +8,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from flows import recipes
-from stages import catalogue, config, parts
+from stages import catalogue, chosen, config, parts
 from stages.errors import UserError
 
 
@@ -90,11 +90,25 @@ def test_the_parts_table_is_fresh() -> None:
 
 def test_the_files_of_a_panel_are_those_of_its_parts_under_any_key() -> None:
     rewards = {"length": {"weight": 1.0}, "held_out": {"name": "digit", "half": "second"}, "slip": None}
-    found = parts.chosen({"label": {"rewards": rewards}})
-    named = {file for file in found["label"] if not file.split("/")[-1].startswith("_")}
-    assert named == {f"stages/label/rewards/{name}.py" for name in ("length", "digit", "slip")}
+    found = chosen.chosen({"label": {"rewards": rewards}})
+    named = {file for file in found["label"] if file.startswith("stages/label/rewards/")}
+    parts_and_helpers = ("length", "digit", "slip", "_text", "_pixels")
+    assert named == {f"stages/label/rewards/{name}.py" for name in parts_and_helpers}
     assert found["label"]["stages/label/rewards/digit.py"]
+    assert found["label"]["stages/label/rewards/slip.py"] == ""
     assert found["evaluate"] == found["label"]
+
+
+def test_what_a_chosen_part_reads_and_imports_counts_too() -> None:
+    """The judge of personas is trained on a YAML file; directions are read by a pairing; revisions by a sampler."""
+    params = {
+        "label": {"rewards": {"apc": {}}, "pairing": {"name": "directed"}},
+        "generate": {"sampler": {"name": "revise"}},
+    }
+    found = chosen.chosen(params)
+    assert {"stages/personas/facts.yaml", "stages/personas/judge.py", "stages/directions.py"} <= set(found["label"])
+    assert "stages/revision.py" in found["generate"]
+    assert "stages/personas/judge.py" not in found["generate"]
 
 
 STAGES = ("prepare", "generate", "label", "reward", "sft", "reference", "optimize", "evaluate")
@@ -118,6 +132,6 @@ def test_a_recipe_says_where_it_is_from_and_how_it_runs(file: Path) -> None:
     paper, command, *_ = file.read_text().splitlines()
     assert re.match(rf"# python -m flows\.(align|sweep) --recipes? {file.stem}\b", command)
     assert re.search(r"\barXiv \d{4}\.\d{5}\b|^# No paper: \w", paper)
-    chosen = YAML(typ="safe").load(file).get("optimize", {}).get("objective")
-    if chosen and file.parent.name == "text":  # one objective serves several papers on images
-        assert parts.find("objective", chosen["name"]).spec.paper.removeprefix("arXiv ") in paper
+    objective = YAML(typ="safe").load(file).get("optimize", {}).get("objective")
+    if objective and objective["name"] == file.stem:  # one objective serves the recipes of several papers
+        assert parts.find("objective", file.stem).spec.paper.removeprefix("arXiv ") in paper

@@ -73,13 +73,15 @@ def test_an_unused_part_makes_nothing_stale(workspace):
         "stages/label/pairings/binary.py",
     ):
         (workspace / file).write_text((workspace / file).read_text() + "\n# edited\n")
+    assert stale(workspace) == {"parts"}
+    assert command(workspace, "dvc", "repro", "parts").returncode == 0
     assert stale(workspace) == set()
 
 
 def test_the_chosen_part_makes_its_stage_stale(workspace):
     file = workspace / "stages/optimize/objectives/dpo.py"
     file.write_text(file.read_text() + "\n# edited\n")
-    assert stale(workspace) == {"optimize", "selfplay@r1", "selfplay@r2"}
+    assert stale(workspace) == {"parts", "optimize", "selfplay@r1", "selfplay@r2"}
 
 
 def test_of_a_list_of_parts_only_the_chosen_ones_count(workspace):
