@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import errno
+import json
 import os
 import shutil
 import sys
@@ -75,6 +77,7 @@ def execute(stage: Stage[AnyConfig]) -> None:
         folder=scratch / "journal",
         config=resolved,
         inputs={str(path): path for path in inputs.values()},
+        apart=True,
     )
     set_seed(getattr(config, "run", Run()).seed)
     try:
@@ -96,9 +99,11 @@ def execute(stage: Stage[AnyConfig]) -> None:
 
 def write_curves(metrics: Path, table: Path) -> None:
     """The step metrics as a table that `dvc plots` reads, one column a metric."""
-    import pandas as pd
-
-    pd.read_json(metrics, lines=True).to_csv(table, index=False)
+    rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    with table.open("w", encoding="utf-8", newline="") as out:
+        written = csv.DictWriter(out, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
+        written.writeheader()
+        written.writerows(rows)
 
 
 def quiet_libraries() -> None:

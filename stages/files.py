@@ -10,19 +10,24 @@ import hashlib
 import json
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from stages.errors import UserError
 from stages.parts import ROOT
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 SCRATCH = Path(".scratch")
+LARGE = 2**20  # bytes from which a file is not read again while its time and size stay
+
+_known: dict[tuple[int, ...], str] = {}  # digests of large files, by device, inode, size and time
 
 
 def digest(path: Path) -> str:
-    """Content hash of a file, or of a folder with the names in it.
+    """Content hash of a file, or of a folder with the names in it. A process reads a large file once.
 
     Raises:
         UserError: nothing is there.
@@ -32,7 +37,11 @@ def digest(path: Path) -> str:
         return hashlib.blake2b(json.dumps(listed).encode(), digest_size=16).hexdigest()
     try:
         with path.open("rb") as file:
-            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+            about = os.fstat(file.fileno())
+            key = (about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns)
+            if about.st_size < LARGE or key not in _known:
+                _known[key] = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+            return _known[key]
     except FileNotFoundError:
         raise UserError("no such file", where=str(path), mend="run `dvc repro` for the stage that writes it") from None
 
@@ -45,7 +54,9 @@ def source_digest() -> str:
 
 def scratch(stage: str, config: dict[str, Any], inputs: dict[str, Path]) -> Path:
     """The folder in which a stage with this config and these inputs works, made or found half full."""
-    decides = {"config": config, "source": source_digest(), "inputs": {name: digest(p) for name, p in inputs.items()}}
+    with ThreadPoolExecutor() as pool:  # hashing lets other threads run
+        digests = dict(zip(inputs, pool.map(digest, inputs.values()), strict=True))
+    decides = {"config": config, "source": source_digest(), "inputs": digests}
     key = hashlib.blake2b(json.dumps(decides, sort_keys=True).encode(), digest_size=8).hexdigest()
     folder = SCRATCH / stage.replace("/", "-") / key
     folder.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,6 @@ unreachable MLflow missed.
 from __future__ import annotations
 
 import json
-import logging
 import math
 import resource
 import sys
@@ -27,9 +26,6 @@ from stages import lineage, mirror
 from stages.errors import UserError
 from stages.outbox import ROOT, Outbox, append, replace, trim, writing
 
-LOG = logging.getLogger("prefloop")
-EVERY = 3.0  # seconds between two deliveries
-PAUSE = 60.0  # seconds until a server that did not answer is asked again
 SMALL = 100 * 2**20  # bytes up to which a checkpoint is uploaded whole
 ACROSS, DOWN = 8, 16  # pictures of a table's grid; rows of any grid
 LARGEST = 256  # pixels of a picture in a grid
@@ -40,7 +36,14 @@ class Journal:
     """What a stage measured. An existing folder is continued, in the same MLflow run."""
 
     def __init__(
-        self, stage: str, folder: Path, config: dict[str, Any], inputs: dict[str, Path], *, root: Path = ROOT
+        self,
+        stage: str,
+        folder: Path,
+        config: dict[str, Any],
+        inputs: dict[str, Path],
+        *,
+        root: Path = ROOT,
+        apart: bool = False,
     ) -> None:
         """Open the journal, and deliver what earlier journals still owe MLflow.
 
@@ -50,9 +53,10 @@ class Journal:
             config: resolved settings of the stage.
             inputs: what the stage reads, by the path that dvc.yaml knows.
             root: where the outboxes of all journals lie.
+            apart: deliver from a process of its own.
         """
         self.stage, self.folder, self.metrics = stage, folder, folder / "metrics.jsonl"
-        self._begun, self._next, self._warned = time.monotonic(), 0.0, False
+        self._begun = time.monotonic()
         self._models: dict[str, str] = {}  # logged models of this process, by content
         self._sent: dict[str, int] = {}  # the last step of each metric that went to MLflow before a rewind
         folder.mkdir(parents=True, exist_ok=True)
@@ -66,9 +70,12 @@ class Journal:
             self._outbox.add("status", _now(), status="RUNNING", tags={"prefloop.resumed": "true"})
         else:
             self._outbox.add("start", _now(), **self._facts(config, inputs))
-        self._outbox.save(source=str(folder), status="RUNNING", run_id=self.run_id or known.get("run_id", ""))
-        mirror.deliver(root)
-        self._mirror(now=True)
+        with self._outbox.turn():  # the courier of a stage that was killed may still be at it
+            self._outbox.save(source=str(folder), status="RUNNING", run_id=self.run_id or known.get("run_id", ""))
+        if not apart:
+            mirror.deliver(root)
+        self._sender = mirror.Courier(self._outbox, root) if apart else mirror.Sender(self._outbox)
+        self._sender.send(now=True)
 
     def _facts(self, config: dict[str, Any], inputs: dict[str, Path]) -> dict[str, Any]:
         """What is known at the start, written down now: at delivery the work tree may be another."""
@@ -119,12 +126,12 @@ class Journal:
         It is no row of metrics.jsonl, which holds steps only.
         """
         self._outbox.add("summary", _now(), stage=self.stage, values={k: _plain(v) for k, v in sorted(values.items())})
-        self._mirror()
+        self._sender.send()
 
     def tag(self, tags: dict[str, str]) -> None:
         """Mark the stage's run in MLflow, in place of earlier tags of these names."""
         self._outbox.add("status", _now(), status="RUNNING", tags=tags)
-        self._mirror()
+        self._sender.send()
 
     def log(self, step: int, values: dict[str, Any]) -> None:
         """Append one row: the step, then the values by name. NaN and infinity are null there, and themselves in MLflow.
@@ -138,7 +145,7 @@ class Journal:
         if unsent:
             self._outbox.add("metrics", _now(), step=step, values=unsent)
         append(self.metrics, {"step": step} | {k: v if math.isfinite(v) else None for k, v in plain.items()})
-        self._mirror()
+        self._sender.send()
 
     def table(self, name: str, rows: list[dict[str, Any]]) -> Path:
         """Write rows as `tables/<name>.json`, in place of an earlier table of that name, and show it in MLflow.
@@ -170,7 +177,7 @@ class Journal:
                 picture.save(path)
         kept = self._outbox.keep({"image.png": path})
         self._outbox.add("image", _now(), key=name, step=step, kept=kept)
-        self._mirror()
+        self._sender.send()
         return path
 
     def images(self, name: str, step: int, rows: list[list[str]]) -> Path | None:
@@ -191,7 +198,7 @@ class Journal:
         below = {f"{name}/{f.relative_to(path).as_posix()}": f for f in lineage.files(path)} if path.is_dir() else {}
         kept = self._outbox.keep(below or {name: path})
         self._outbox.add("file", _now(), kept=kept, path=f"{under}/{name}".lstrip("/"), under=under, shown=shown)
-        self._mirror()
+        self._sender.send()
 
     def checkpoint(self, path: Path, step: int) -> None:
         """Log a policy as a model: a small one with its files, a large one by path and hash; -1 says it is finished.
@@ -212,7 +219,7 @@ class Journal:
         self._models[digest] = f"{self.stage}-{name}".replace("/", "-")
         facts = {"name": self._models[digest], "step": step, "type": kind, "tags": tags, "known": known}
         self._outbox.add("checkpoint", _now(), **facts, kept=kept)
-        self._mirror()
+        self._sender.send()
 
     def register(self, name: str, path: Path, metrics: dict[str, float], gate_passed: bool) -> None:
         """Make a finished model a version of the registered model `name`.
@@ -236,7 +243,7 @@ class Journal:
             "weights": _weights(path),
         }
         self._outbox.add("version", _now(), **facts)
-        self._mirror()
+        self._sender.send()
 
     def close(self, status: str = "FINISHED") -> None:
         """End the run as FINISHED, FAILED or KILLED. What MLflow still misses waits for the next journal."""
@@ -244,8 +251,10 @@ class Journal:
         spent = {"system/peak_memory_gb": peak / 2**30, "system/wall_seconds": time.monotonic() - self._begun}
         self._outbox.add("metrics", _now(), step=0, values=spent)
         self._outbox.add("status", _now(), status=status)
-        self._outbox.save(status=status)
-        self._mirror(now=True)
+        with self._outbox.turn():
+            self._outbox.save(status=status)
+        self._sender.end()
+        self._outbox.reload()
         self._outbox.release()
 
     def __enter__(self) -> Journal:
@@ -256,15 +265,6 @@ class Journal:
         """An exception ends the run as FAILED, the user's own interrupt as KILLED."""
         interrupted = kind is not None and not issubclass(kind, Exception)
         self.close("FINISHED" if kind is None else "KILLED" if interrupted else "FAILED")
-
-    def _mirror(self, *, now: bool = False) -> None:
-        if not now and time.monotonic() < self._next:
-            return
-        reason = mirror.send(self._outbox)
-        self._next = time.monotonic() + (PAUSE if reason else EVERY)
-        if reason and not self._warned:
-            self._warned = True
-            LOG.warning("MLflow at %s does not take the journal, a later run delivers it (%s)", mirror.uri(), reason)
 
 
 def _plain(value: Any) -> float:

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import subprocess
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,11 @@ def _file_md5(path: Path) -> str:
 def _locked() -> dict[str, dict[str, Any]]:
     """What dvc.lock records, by path; what a stage wrote wins over what another stage read."""
     path = Path("dvc.lock")
-    stages = (YAML(typ="safe").load(path) or {}).get("stages", {}) if path.is_file() else {}
+    return _recorded(path.read_bytes()) if path.is_file() else {}
+
+
+@lru_cache(maxsize=1)  # a stage asks for each of its inputs
+def _recorded(lock: bytes) -> dict[str, dict[str, Any]]:
+    stages = (YAML(typ="safe").load(lock) or {}).get("stages", {})
     entries = [entry for side in ("deps", "outs") for stage in stages.values() for entry in stage.get(side, [])]
     return {entry["path"].rstrip("/"): entry for entry in entries}

@@ -8,18 +8,26 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 import socket
+import subprocess
+import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from stages import replay
 from stages.outbox import ROOT, Event, Outbox
+from stages.parts import ROOT as CODE
 
 LOG = logging.getLogger("prefloop")
+EVERY = 3.0  # seconds between two deliveries
+PAUSE = 60.0  # seconds until a server that did not answer is asked again
 WAIT = 3  # seconds that a server has to answer at all
 REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "INVALID_STATE", "RESOURCE_ALREADY_EXISTS")
 
@@ -54,10 +62,77 @@ def connect() -> Any:
     return MlflowClient(tracking_uri=uri(), registry_uri=uri())
 
 
+class Sender:
+    """Delivers an outbox now and then; one warning where MLflow does not take it."""
+
+    def __init__(self, outbox: Outbox) -> None:
+        self.outbox, self._next, self._warned = outbox, 0.0, False
+
+    def send(self, *, now: bool = False) -> None:
+        """Deliver what waits, unless that was just done or tried."""
+        if not now and time.monotonic() < self._next:
+            return
+        reason = send(self.outbox)
+        self._next = time.monotonic() + (PAUSE if reason else EVERY)
+        if reason and not self._warned:
+            self._warned = True
+            LOG.warning("MLflow at %s does not take the journal, a later run delivers it (%s)", uri(), reason)
+
+    def end(self) -> None:
+        """Deliver the rest."""
+        self.send(now=True)
+
+
+class Courier:
+    """A sender in a process of its own: the stage neither imports MLflow nor waits for it before its end."""
+
+    def __init__(self, outbox: Outbox, root: Path) -> None:
+        command = [sys.executable, "-m", "stages.mirror", str(root), outbox.folder.name]
+        code = os.pathsep.join(filter(None, (str(CODE), os.environ.get("PYTHONPATH"))))
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited: the stage has the last word
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, env={**os.environ, "PYTHONPATH": code})
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        self._next = 0.0
+
+    def send(self, *, now: bool = False) -> None:
+        """Ask for a delivery."""
+        if now or time.monotonic() >= self._next:
+            self._next = time.monotonic() + EVERY
+            self._tell("now" if now else "soon")
+
+    def end(self) -> None:
+        """Wait until the rest is delivered, or could not be."""
+        self._tell("end")
+        with suppress(BrokenPipeError):
+            self._process.communicate()
+
+    def _tell(self, word: str) -> None:
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):  # it was killed: a later run delivers
+            self._process.stdin.write(f"{word}\n".encode())
+            self._process.stdin.flush()
+
+
+def follow(root: Path, name: str) -> None:
+    """What a courier does: deliver what earlier processes could not, then this outbox whenever it is told to."""
+    deliver(root, but=name)
+    sender = Sender(Outbox(root / name))
+    for line in sys.stdin:
+        sender.send(now=line.strip() != "soon")
+        if line.strip() == "end":
+            return
+    sender.end()  # the stage was killed
+
+
 def send(outbox: Outbox) -> str:
-    """Deliver all that waits in an outbox that this process holds. Returns "" or, in one line, why not."""
+    """Deliver all that waits in an outbox. Returns "" or, in one line, why not."""
     if not outbox.behind:
         return ""
+    with outbox.turn():
+        return _send(outbox)
+
+
+def _send(outbox: Outbox) -> str:
     try:
         client = connect()
         _find_run(client, outbox)
@@ -78,20 +153,25 @@ def send(outbox: Outbox) -> str:
     return ""
 
 
-def deliver(root: Path = ROOT) -> int:
+def deliver(root: Path = ROOT, *, but: str = "") -> int:
     """Deliver what earlier processes could not, oldest first; outboxes of living processes are left to them.
+
+    Args:
+        root: where the outboxes lie.
+        but: name of one that is left alone.
 
     Returns:
         the number of outboxes of which something still waits.
     """
-    boxes = [Outbox(record.parent) for record in root.glob("*/run.json")]
+    boxes = [Outbox(record.parent) for record in root.glob("*/run.json") if record.parent.name != but]
     late, reason = 0, ""
     for outbox in sorted(boxes, key=lambda box: box.events.stat().st_ctime if box.events.is_file() else 0):
         if not outbox.claim():
             continue
-        if outbox.state["status"] == "RUNNING":  # its process is gone and has not said how it ended
-            outbox.add("status", _now(outbox), status="KILLED")
-            outbox.save(status="KILLED")
+        with outbox.turn():
+            if outbox.state["status"] == "RUNNING":  # its process is gone and has not said how it ended
+                outbox.add("status", _now(outbox), status="KILLED")
+                outbox.save(status="KILLED")
         reason = reason or send(outbox)
         late += outbox.behind
         if outbox.spent:
@@ -144,3 +224,7 @@ def _find_run(client: Any, outbox: Outbox) -> None:
             raise
         outbox.save(run_id="", cursor=0)
     outbox.checked = True
+
+
+if __name__ == "__main__":
+    follow(Path(sys.argv[1]), sys.argv[2])

@@ -71,8 +71,12 @@ class Outbox:
         self.events = folder / "events.jsonl"
         self.checked = False  # whether this process has seen that MLflow knows the run
         self._lock: Any = None
-        record = folder / "run.json"
         self.state: Event = {"run_id": "", "cursor": 0, "status": "RUNNING", "source": "", "refused": 0}
+        self.reload()
+
+    def reload(self) -> None:
+        """Take the state as another process left it."""
+        record = self.folder / "run.json"
         if record.is_file():
             self.state |= json.loads(record.read_text(encoding="utf-8"))
 
@@ -91,6 +95,14 @@ class Outbox:
     def release(self) -> None:
         """Let another process deliver."""
         self._lock.close()
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Wait until no other process delivers or changes the state, and take it as they left it."""
+        with (self.folder / "turn").open("w") as turn:
+            fcntl.flock(turn, fcntl.LOCK_EX)
+            self.reload()
+            yield
 
     def save(self, **changes: Any) -> None:
         """Change the state on disk. The run id is also kept in the stage's own folder, beside its checkpoint."""

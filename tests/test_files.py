@@ -47,6 +47,18 @@ def test_the_digest_of_a_folder_sees_names_and_content(tmp_path):
     assert files.digest(folder) == before
 
 
+def test_a_large_file_is_read_once_and_again_when_it_changes(tmp_path):
+    """Its size and time stand for its content: another file of the same is not told apart, one of another size is."""
+    large, half = tmp_path / "large", files.LARGE // 2
+    found = []
+    for content, time in ((b"a" * half * 2, 1), (b"b" * half * 2, 2), (b"c" * half * 2, 2), (b"c" * half * 3, 2)):
+        large.write_bytes(content)
+        os.utime(large, ns=(time, time))
+        found.append(files.digest(large))
+    assert found[1] == found[2]
+    assert len(set(found)) == 3
+
+
 def test_tensors_come_back_with_their_facts(tmp_path):
     files.save_tensors(tmp_path / "t.safetensors", {"x": torch.arange(3.0)}, {"step": 7})
     tensors, facts = files.load_tensors(tmp_path / "t.safetensors")

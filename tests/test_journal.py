@@ -363,7 +363,7 @@ from pathlib import Path
 from stages.journal import Journal
 journal = Journal("optimize", Path("scratch/optimize/journal"), {}, {})
 for step in range(8):
-    journal._next = 0  # deliver at once, so that MLflow is ahead of the checkpoint
+    journal._sender._next = 0  # deliver at once, so that MLflow is ahead of the checkpoint
     journal.log(step, {"loss": 1 / (step + 1)})
 journal.metrics.open("a").write('{"step": 8, "lo')
 os.kill(os.getpid(), signal.SIGKILL)
@@ -390,6 +390,57 @@ def test_killed_and_resumed_is_the_same_file_and_each_point_once(client):
     run = client.get_run(first)
     assert run.info.status == "FINISHED"
     assert run.data.tags["prefloop.resumed"] == "true"
+
+
+APART = """
+import os, signal, sys
+from pathlib import Path
+from stages.journal import Journal
+journal = Journal("optimize", Path("scratch/optimize/journal"), {}, {}, apart=True)
+for step in range(3):
+    journal.log(step, {"loss": 1 / (step + 1)})
+if sys.argv[1] == "killed":
+    os.kill(os.getpid(), signal.SIGKILL)
+journal.close()
+assert journal.run_id or sys.argv[1] == "unreachable"
+assert "mlflow" not in sys.modules
+"""
+
+
+def apart(how: str, **environment: str) -> subprocess.CompletedProcess:
+    """A stage whose journal is delivered by a process of its own; returns when both have ended."""
+    given = os.environ | {"PYTHONPATH": str(REPOSITORY)} | environment
+    return subprocess.run([sys.executable, "-c", APART, how], env=given, capture_output=True, text=True)
+
+
+def test_a_process_of_its_own_delivers_and_the_stage_does_not_import_mlflow(client):
+    done = apart("to its end")
+    assert (done.returncode, done.stderr) == (0, "")
+    (run,) = runs(client, **{"prefloop.stage": "optimize"})
+    assert run.info.status == "FINISHED"
+    assert points(client, run.info.run_id, "loss") == [(step, 1 / (step + 1)) for step in range(3)]
+
+
+def test_what_a_killed_stage_has_said_is_delivered_and_its_run_goes_on(client):
+    assert apart("killed").returncode == -signal.SIGKILL
+    (run,) = runs(client, **{"prefloop.stage": "optimize"})
+    assert run.info.status == "RUNNING"
+    assert points(client, run.info.run_id, "loss") == [(step, 1 / (step + 1)) for step in range(3)]
+    with open_journal() as journal:
+        journal.rewind(2)
+        journal.log(3, {"loss": 0.25})
+    assert journal.run_id == run.info.run_id
+    assert points(client, run.info.run_id, "loss") == [(step, 1 / (step + 1)) for step in range(4)]
+
+
+def test_a_process_of_its_own_warns_once_and_a_later_run_delivers(client):
+    done = apart("unreachable", MLFLOW_TRACKING_URI=CLOSED)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert "does not take the journal, a later run delivers it" in done.stderr
+    assert mirror.deliver() == 0
+    (run,) = runs(client, **{"prefloop.stage": "optimize"})
+    assert run.info.status == "FINISHED"
 
 
 def test_without_a_checkpoint_the_first_row_starts_the_file_over(client):
