@@ -171,15 +171,23 @@ def prompts(n: int, seed: int) -> Tensor:
     return torch.randint(PROMPTS, (n,), generator=torch.Generator().manual_seed(seed))
 
 
-def judge(one: Texts, other: Texts, seed: int, *, sharpness: float = 5.0, length_bias: float = 0.0) -> Data:
-    """Pairs by Bradley-Terry: P(one wins) = sigmoid(sharpness * (difference in quality + length_bias * words)).
+def judge(
+    one: Texts,
+    other: Texts,
+    seed: int,
+    *,
+    sharpness: float = 5.0,
+    length_bias: float = 0.0,
+    score: Callable[[Texts], Tensor] = quality,
+) -> Data:
+    """Pairs by Bradley-Terry: P(one wins) = sigmoid(sharpness * (difference in score + length_bias * words)).
 
     `prob` is left out (a rater says one or the other); `margin` is the true difference of what raters see. Equal texts
     are dropped.
     """
     differ = (one.tokens != other.tokens).any(-1)
     one, other = one[differ], other[differ]
-    gap = quality(one) - quality(other) + length_bias * (one.words - other.words)
+    gap = score(one) - score(other) + length_bias * (one.words - other.words)
     wins = torch.rand(len(gap), generator=torch.Generator().manual_seed(seed)) < torch.sigmoid(sharpness * gap)
     return Data(pair(pick(wins, one, other), pick(wins, other, one)), margin=torch.where(wins, gap, -gap))
 
@@ -196,13 +204,11 @@ def pair(*texts: Texts) -> Texts:
     return Texts(*(torch.stack(column, 1) for column in columns))
 
 
-def drawn(
-    model: Model, n: int, seed: int, *, longest: int = LONGEST, sharpness: float = 5.0, length_bias: float = 0.0
-) -> Data:
+def drawn(model: Model, n: int, seed: int, *, longest: int = LONGEST, **judging: Any) -> Data:
     """About n pairs of the policy's own samples, judged."""
     asked = prompts(n, seed)
     one, other = (sample(model, asked, seed + 1 + side, longest=longest) for side in range(2))
-    return judge(one, other, seed + 3, sharpness=sharpness, length_bias=length_bias)
+    return judge(one, other, seed + 3, **judging)
 
 
 def written(n: int, wanted: tuple[float, ...], seed: int, *, longest: int = 10, shortest: int = 4) -> Data:
