@@ -198,6 +198,7 @@ def main() -> None:
         "--data", type=Path, default=_pairs.DATA, help="people's pairs, in any shape of the prepare stage"
     )
     parser.add_argument("--pairs", type=int, default=24, help="pairs of an epoch, a multiple of 4")
+    parser.set_defaults(repetitions=2)
     _contest.run("benchmarks.beta_sweep", parser, work, body, packages=("torch", "transformers", "peft", "trl", "dvc"))
 
 
