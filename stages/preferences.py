@@ -62,7 +62,7 @@ def pair(
         made += part.function(prompt, by_prompt.get(prompt.id, []), rng, temperature=temperature, **settings)
     if not made:
         raise UserError(
-            "no two candidates of any prompt differ in score",
+            f"the pairing '{pairing.name}' makes no preference of these candidates",
             where=f"params.yaml {where}",
             mend="sample more candidates, at a higher temperature, or change the rewards",
         )
@@ -120,8 +120,14 @@ def summary(scored: Sequence[Candidate], made: Sequence[Preference]) -> dict[str
 
 def table(prompts: Sequence[Prompt], scored: Sequence[Candidate]) -> list[dict[str, Any]]:
     """Candidates beside their prompts, for a person to read."""
-    asked = {p.id: p.messages[-1].content for p in prompts}
+    asked = {p.id: p for p in prompts}
     return [
-        {"prompt": asked[c.prompt], "completion": c.text, "image": c.image, "score": c.score, **c.scores}
-        for c in scored
+        {
+            "prompt": ask.shown(ask.messages[-1].content),
+            "completion": ask.shown(c.text),
+            "image": c.image,
+            "score": c.score,
+            **c.scores,
+        }
+        for c, ask in ((c, asked[c.prompt]) for c in scored)
     ]

@@ -60,6 +60,14 @@ class Prompt(Record):
     checks: dict[str, Any] = Field(default_factory=dict)  # verifiable wishes, see rewards/format.py
     given: tuple[Completion, ...] = ()
 
+    def shown(self, text: str) -> str:
+        """A text of this prompt or of an answer to it, as people may read it: not where `checks` say `withhold`.
+
+        >>> Prompt(id="p", messages=({"role": "user", "content": "?"},), checks={"withhold": True}).shown("yes")
+        '[withheld: p]'
+        """
+        return f"[withheld: {self.id}]" if self.checks.get("withhold") else text
+
 
 class Candidate(Record):
     """One answer of a policy with its trajectory and, once labelled, all its scores."""

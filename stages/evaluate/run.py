@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field
 from stages import panel, parts, records, toolbox
 from stages.config import Choice, Config, Run
 from stages.entry import Job, Stage
-from stages.evaluate import answers, gather, measures, pictures, report
+from stages.evaluate import answers, gather, measures, pictures, report, safety
 from stages.evaluate.measures import Gate
 from stages.panel import Panel
 from stages.policies import family
@@ -82,6 +82,7 @@ def run(job: Job[Settings]) -> dict[str, float]:
     held_out = answers.held_out_pairs(prompts, everyone, label.temperature)
     columns = answers.columns(everyone[-1], everyone[0])
     columns |= answers.pair_columns(held_out, base, final, tools, config.draws)
+    columns |= safety.columns(prompts, everyone[-1].every, everyone[0].every)
     if "score" in config.metrics:
         columns["scores"] = answers.scores(everyone[-1], everyone[0], prompts, config.independent, tools)
     numbers = measures.measure(config.metrics, columns)
@@ -90,7 +91,8 @@ def run(job: Job[Settings]) -> dict[str, float]:
     reasons = measures.gate(config.gate, numbers)
     results = gather.gather(job.config.run, str(policy), panels, config.metrics, prompts, everyone, numbers, reasons)
     report.write(job.out, results)
-    records.write(job.out / "answers.jsonl", [c.model_copy(update={"latents": ""}) for a in everyone for c in a.every])
+    every = safety.withheld(prompts, [c for a in everyone for c in a.every])
+    records.write(job.out / "answers.jsonl", [c.model_copy(update={"latents": ""}) for c in every])
     job.journal.table("before_and_after", gather.table(results.samples))
     job.journal.artifact(job.out / "report.html")
     for sheet in pictures.sheets(job.out, results.samples):
