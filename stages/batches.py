@@ -45,6 +45,8 @@ class Steps:
     entropy: Tensor | None = None  # [b,t] entropy of the step's distribution
     top: Tensor | None = None  # [b,t,k] probabilities of its k most likely tokens, the likeliest first, no gradient
     kl: Tensor | None = None  # [b,t] exact KL of the step's distribution from the reference's, differentiable
+    hidden: Tensor | None = None  # [b,t,d] last hidden state that the step is taken from, so before it, differentiable
+    key_rank: Tensor | None = None  # [b,t] rank of its key phrase over their number, the first 1/n, inf in none
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from stages import files, revision
+from stages import files, keywords, revision
 from stages.batches import Groups, Item, Pairs, Revisions, Singles, Steps
 from stages.config import Config
 from stages.errors import UserError
@@ -189,9 +189,11 @@ def reference(policy: Policy, wanted: Sequence[Item], *, label: str = "reference
     return Cache({item.id: found[item.id] for item in wanted})
 
 
-def price(policy: Policy, wanted: Sequence[Item], cache: Cache | None = None, *, entropy: bool = False) -> Steps:
+def price(
+    policy: Policy, wanted: Sequence[Item], cache: Cache | None = None, *, entropy: bool = False, hidden: bool = False
+) -> Steps:
     """Steps of the items under the policy, with `ref` out of the cache where there is one."""
-    steps = policy.log_probs(wanted, entropy=entropy)
+    steps = policy.log_probs(wanted, entropy=entropy, hidden=hidden)
     if cache is None:
         return steps
     ref = torch.zeros_like(steps.logp, requires_grad=False)
@@ -215,6 +217,14 @@ def behaviour(wanted: Sequence[Item], steps: Steps) -> Tensor:
             raise UserError("an answer without the log-probs of the policy that gave it", where=where, mend=mend)
         old[row, :count] = held.to(old)
     return old
+
+
+def key_ranks(policy: Any, wanted: Sequence[Item], steps: Steps) -> Tensor:
+    """The rank of the key phrase that each token of each answer is part of: `[b,t]`, see `keywords.ranks`."""
+    told = torch.full_like(steps.logp, torch.inf, requires_grad=False)
+    for row, pieces in enumerate(policy.pieces(wanted)):
+        told[row, : len(pieces)] = torch.tensor(keywords.ranks(pieces)).to(told)
+    return told
 
 
 def batch(
@@ -243,8 +253,9 @@ def batch(
     rows_of = [items(example, draw) for example in chosen]
     ordered = isinstance(chosen[0], Ranking)  # else all chosen, then all rejected
     flat = [i for row in rows_of for i in row] if ordered else [i for side in zip(*rows_of) for i in side]
-    steps, n = price(policy, flat, cache, entropy="entropy" in needs), len(chosen)
+    steps, n = price(policy, flat, cache, entropy="entropy" in needs, hidden="hidden" in needs), len(chosen)
     steps = replace(steps, old=behaviour(flat, steps)) if "behaviour" in needs else steps
+    steps = replace(steps, key_rank=key_ranks(policy, flat, steps)) if "key_rank" in needs else steps
     if ordered:
         return ranked(steps, chosen)
     if isinstance(chosen[0], Pair | Revision):

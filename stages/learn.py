@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import torch
 from pydantic import Field
 
 from stages import diagnose, feed, loop, parts
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
     from stages.policies.family import Policy
 
 Look = Callable[[int, bool], dict[str, float]]  # number of steps done, whether that is all -> what is logged
-GIVEN = {"reference", "scores", "entropy", "mismatch", "behaviour"}  # needs that labelled preferences can meet
+# needs that labelled preferences can meet
+GIVEN = {"reference", "scores", "entropy", "mismatch", "behaviour", "hidden", "key_rank"}
 
 
 class Optimize(Training):
@@ -127,17 +129,25 @@ def learn(
     if mismatches:
         cache.update(priced(policy, list(mismatches.values()), scratch / "mismatch.safetensors"))
 
+    def batched(examples: Sequence[Example], epoch: int) -> Any:
+        needs, soft = objective.spec.needs, settings.soft_labels
+        return feed.batch(policy, examples, needs, cache, mismatches, soft=soft, draw=epoch)
+
+    own: dict[str, Any] = {}  # parameters that the objective has beside the policy's
+    if objective.init:
+        with torch.no_grad():
+            head = objective.init(batched(wanted[:1], 0), **chosen)
+        own = {"head": {name: value.requires_grad_() for name, value in head.items()}}
+
     def loss(examples: Sequence[Example], epoch: int) -> tuple:
-        batch = feed.batch(
-            policy, examples, objective.spec.needs, cache, mismatches, soft=settings.soft_labels, draw=epoch
-        )
-        losses, stats = objective.function(batch, **chosen)
+        batch = batched(examples, epoch)
+        losses, stats = objective.function(batch, **chosen, **own)
         return losses, stats | (diagnose.per_token(batch) if isinstance(batch, Pairs) else {})
 
     looks: list[Look] = [] if watch is None else [watch]
     if settings.diagnose is not None:
         looks.insert(0, Monitor(policy, labelled, settings.diagnose, seed=seed, scratch=scratch, journal=journal))
-    about = {"seed": seed, "journal": journal, "watch": one_by_one(looks)}
+    about = {"seed": seed, "journal": journal, "watch": one_by_one(looks), **own}
     return in_phases(policy, wanted, loss, settings, cache, scratch=scratch, label=label, **about)
 
 

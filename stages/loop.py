@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 Example = TypeVar("Example")
 CHECKPOINT = "checkpoint.safetensors"  # in scratch
+HEAD_RATE = 10.0  # learning rate of parameters beside the policy's, which start from nothing, in units of its own
 Loss = Callable[[Sequence[Example], int], tuple[Tensor, dict[str, Tensor]]]
 
 
@@ -48,6 +49,7 @@ def train(
     label: str,
     repeats: int = 1,
     after: int = 0,
+    head: Mapping[str, Tensor] | None = None,
     begin: Callable[[Sequence[Example], int], None] | None = None,
     watch: Callable[[int, bool], dict[str, float]] | None = None,
 ) -> dict[str, float]:
@@ -65,6 +67,8 @@ def train(
         label: name on the progress line.
         repeats: steps in a row that use the same examples; checkpoints fall between.
         after: steps that earlier phases of the same run have logged, in scratch folders of their own.
+        head: parameters beside the policy's that the loss depends on, moved in place at `HEAD_RATE` times its learning
+            rate; they lie in the checkpoints too, and no limit is set to their gradient.
         begin: called with all examples of a step and their epoch, before their forward passes.
         watch: called with the number of steps done, those of earlier phases and 0 included, and whether that is all
             of this phase; what it tells is logged, `watch/stop` ends training.
@@ -73,12 +77,13 @@ def train(
         Means over the last tenth of the steps, under TRL's names.
     """
     parameters = policy.parameters()
-    optimizer = torch.optim.AdamW(parameters.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    moved = {**parameters, **{f"head/{name}": p for name, p in (head or {}).items()}}
+    optimizer = descent([parameters.values(), (head or {}).values()], settings)
     per_step = settings.per_device_train_batch_size * settings.gradient_accumulation_steps
     steps_per_epoch = math.ceil(len(examples) / per_step)
     total = length(len(examples), settings, repeats)
     checkpoint = scratch / CHECKPOINT
-    done = restore(checkpoint, parameters, optimizer) if checkpoint.exists() else 0
+    done = restore(checkpoint, moved, optimizer) if checkpoint.exists() else 0
     journal.rewind(after + done)
     if watch and not (after or done):
         watch(0, False)
@@ -88,7 +93,7 @@ def train(
             order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
             batch = sorted((examples[i] for i in order[at * per_step : (at + 1) * per_step].tolist()), key=size)
             for group in optimizer.param_groups:
-                group["lr"] = settings.learning_rate * rate(step, total, settings)
+                group["lr"] = settings.learning_rate * group["scale"] * rate(step, total, settings)
             if begin:
                 begin(batch, epoch)
             row = accumulate(loss, batch, epoch, settings.per_device_train_batch_size)
@@ -103,8 +108,15 @@ def train(
             if "watch/stop" in row:  # no checkpoint: a run that is killed now would go on from it
                 break
             if (step + 1) % (settings.save_steps * repeats) == 0 or step + 1 == total:
-                save(checkpoint, parameters, optimizer, step + 1)
+                save(checkpoint, moved, optimizer, step + 1)
     return tail(journal.metrics, max(1, total // 10))
+
+
+def descent(groups: Sequence[Iterable[Tensor]], settings: Training) -> torch.optim.Optimizer:
+    """AdamW on the policy's parameters, and on those beside them at a rate of their own."""
+    scaled = [{"params": list(group), "scale": scale} for group, scale in zip(groups, (1.0, HEAD_RATE), strict=True)]
+    held = [group for group in scaled if group["params"]]
+    return torch.optim.AdamW(held, lr=settings.learning_rate, weight_decay=settings.weight_decay)
 
 
 def length(examples: int, settings: Training, repeats: int = 1) -> int:

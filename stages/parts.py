@@ -12,11 +12,14 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from pydantic import ConfigDict, Field, ValidationError, create_model
 
 from stages.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ROOT = Path(__file__).resolve().parent.parent
 HOMES = {
@@ -39,6 +42,8 @@ NEEDS = (
     "scores",  # prob, margin or win rates of the labelled candidates
     "step_reward",  # Steps.reward
     "kl",  # Steps.kl
+    "hidden",  # Steps.hidden
+    "key_rank",  # Steps.key_rank
     "advantage",  # Groups.advantage
     "logits",
     "mismatch",  # Singles.mismatch
@@ -95,6 +100,14 @@ class Part:
         """What it needs under these settings, filled in."""
         idle = {need for need, setting in self.spec.idle if not settings[setting]}
         return tuple(need for need in self.spec.needs if need not in idle)
+
+    @property
+    def init(self) -> Callable[..., dict[str, Tensor]] | None:
+        """What makes parameters of its own, where it has any: `init` in its file, of a batch and the settings.
+
+        They are learned beside the policy's and passed to the part as `head`; no policy is saved with them.
+        """
+        return getattr(importlib.import_module(self.function.__module__), "init", None)
 
     @property
     def feedback(self) -> str:

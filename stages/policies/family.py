@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 class Policy(Protocol):
     """What is aligned.
 
-    A family whose policies compute something once for all that follow also has a `memory`, see `feed.remember`.
+    A family whose policies compute something once for all that follow also has a `memory`, see `feed.remember`; one
+    whose steps are tokens of a text tells their `pieces`, see `feed.key_ranks`.
     """
 
     family: str
@@ -44,12 +45,19 @@ class Policy(Protocol):
         ...
 
     def log_probs(
-        self, items: Sequence[Item], *, entropy: bool = False, top_k: int = 0, reference: Policy | None = None
+        self,
+        items: Sequence[Item],
+        *,
+        entropy: bool = False,
+        top_k: int = 0,
+        hidden: bool = False,
+        reference: Policy | None = None,
     ) -> Steps:
         """Log-prob of every step of each completion, `[b,t]` in nats, float32, differentiable.
 
         With a reference its log-probs stand in `ref`, and where the family can tell, the exact `kl` of each step. With
-        `top_k` the probabilities of that many most likely tokens stand in `top`, where steps are tokens.
+        `top_k` the probabilities of that many most likely tokens stand in `top`, where steps are tokens; there too the
+        `hidden` states are told where they are asked for.
         """
         ...
 

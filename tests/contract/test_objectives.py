@@ -14,9 +14,26 @@ from stages import parts
 from stages.batches import Steps, apply
 from stages.errors import UserError
 from stages.policies.tabular import Tabular
-from tests.objectives.build import Batch, gradients, parts_of, random_batch, swapped, trained, with_parts, with_prob
+from tests.objectives.build import (
+    Batch,
+    gradients,
+    parts_of,
+    random_batch,
+    swapped,
+    trained,
+    with_head,
+    with_parts,
+    with_prob,
+)
 
 ALL = parts.names("objective")
+
+
+def objective(name: str) -> parts.Part:
+    """The part by its name, any parameters of its own bound."""
+    return with_head(parts.find("objective", name))
+
+
 OBJECTIVES = [n for n in ALL if parts.find("objective", n).feedback != "Pathwise"]  # that one samples by itself
 STEP_FIELDS = {
     "reference": "ref",
@@ -25,6 +42,8 @@ STEP_FIELDS = {
     "entropy": "entropy",
     "step_reward": "reward",
     "kl": "kl",
+    "hidden": "hidden",
+    "key_rank": "key_rank",
 }
 BATCH_FIELDS = {  # of these a batch type has some
     "scores": ("margin", "chosen_rate", "rejected_rate", "score"),
@@ -105,20 +124,21 @@ def another(found: parts.Part, setting: str):
 
 @any_kind
 def test_spec_and_signature_follow_the_contract(name: str) -> None:
-    found = parts.find("objective", name)
+    found = objective(name)
     parameters = list(inspect.signature(found.function).parameters.values())
     assert found.spec.paper
     assert found.spec.equation
     assert found.feedback in ("Pairs", "Groups", "Singles", "Pathwise", "Hybrid", "Revisions")
     assert parameters[0].name == "batch"
-    assert [p.name for p in parameters[1:]] == list(found.settings), "settings are keyword-only and have defaults"
+    own = ["head"] if found.init else []
+    assert [p.name for p in parameters[1:]] == own + list(found.settings), "settings are keyword-only, with defaults"
     defaults = {setting: parameter.default for setting, parameter in found.settings.items()}
     assert parts.check(found, defaults) == defaults
 
 
 @any_kind
 def test_docstring_tells_what_a_reader_needs(name: str) -> None:
-    found = parts.find("objective", name)
+    found = objective(name)
     text = inspect.getdoc(found.function) or ""
     assert "loss = " in text, "the equation"
     assert "Differences from the paper:" in text
@@ -131,7 +151,7 @@ def test_docstring_tells_what_a_reader_needs(name: str) -> None:
 
 @any_kind
 def test_file_imports_no_other_part(name: str) -> None:
-    tree = ast.parse((parts.ROOT / parts.find("objective", name).file).read_text())
+    tree = ast.parse((parts.ROOT / objective(name).file).read_text())
     imported = {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert not {
         module for module in imported if any(module.startswith(home.replace("/", ".")) for home in parts.HOMES.values())
@@ -140,7 +160,7 @@ def test_file_imports_no_other_part(name: str) -> None:
 
 @every
 def test_loss_is_per_example_and_statistics_are_detached(name: str) -> None:
-    found = parts.find("objective", name)
+    found = objective(name)
     batch = batch_of(found)
     loss, stats = found.function(batch)
     b = row_count(batch)
@@ -156,7 +176,7 @@ def test_loss_is_per_example_and_statistics_are_detached(name: str) -> None:
 
 @every
 def test_every_setting_changes_the_result(name: str) -> None:
-    found = parts.find("objective", name)
+    found = objective(name)
     batch = random_batch(found.feedback)
     others = {setting: another(found, setting) for setting in found.settings}
     for setting, value in others.items():
@@ -170,7 +190,7 @@ def test_every_setting_changes_the_result(name: str) -> None:
 @every_need
 def test_what_is_needed_is_used(name: str, need: str) -> None:
     """A declared need is missed where it is absent, and its values matter."""
-    found = parts.find("objective", name)
+    found = objective(name)
     batch = batch_of(found)
     if need in found.spec.needs:
         with pytest.raises((AssertionError, TypeError, AttributeError)):
@@ -186,12 +206,12 @@ def test_what_is_needed_is_used(name: str, need: str) -> None:
         assert same(before, gradients(found.function, moved), rtol=0, atol=0), "other values"
 
 
-IDLE = [(name, *pair) for name in OBJECTIVES for pair in parts.find("objective", name).spec.idle]
+IDLE = [(name, *pair) for name in OBJECTIVES for pair in objective(name).spec.idle]
 
 
 @pytest.mark.parametrize(("name", "need", "setting"), IDLE)
 def test_an_idle_need_is_not_read(name: str, need: str, setting: str) -> None:
-    found = parts.find("objective", name)
+    found = objective(name)
     assert need in found.spec.needs
     off = parts.check(found, {setting: type(found.settings[setting].default)(0)})
     assert need not in found.needs(off)
@@ -204,16 +224,20 @@ def test_an_idle_need_is_not_read(name: str, need: str, setting: str) -> None:
 @pytest.mark.parametrize("held", [1e6, math.nan])
 def test_padding_changes_nothing(name: str, held: float) -> None:
     """Two more steps outside the mask, and huge values or none in all of them: same loss, no gradient there."""
-    found = parts.find("objective", name)
+    found = objective(name)
     batch = batch_of(found)
 
-    def padded(tensor: Tensor) -> Tensor:
-        return torch.nn.functional.pad(tensor.detach(), (0, 2), value=0.0 if tensor.dtype != torch.bool else False)
+    def padded(tensor: Tensor, inner: int) -> Tensor:
+        return torch.nn.functional.pad(tensor.detach(), (0, 0) * inner + (0, 2))
+
+    def filled(x: Tensor, inner: int, mask: Tensor) -> Tensor:
+        return x if x.dtype == torch.bool else torch.where(mask[(..., *[None] * inner)], x, held)
 
     wide = {}
     for n, s in parts_of(batch).items():
-        longer = apply(s, padded)
-        huge = apply(longer, lambda x, mask=longer.mask: x if x.dtype == torch.bool else torch.where(mask, x, held))
+        axes = s.mask.dim()  # a state has one more
+        longer = apply(s, lambda x, axes=axes: padded(x, x.dim() - axes))
+        huge = apply(longer, lambda x, mask=longer.mask: filled(x, x.dim() - mask.dim(), mask))
         wide[n] = replace(huge, logp=huge.logp.requires_grad_())
     wider = with_parts(batch, wide)
     loss, gradient = gradients(found.function, batch)
@@ -227,7 +251,7 @@ def test_padding_changes_nothing(name: str, held: float) -> None:
 
 @every
 def test_order_of_examples_changes_nothing(name: str) -> None:
-    found = parts.find("objective", name)
+    found = objective(name)
     batch = batch_of(found)
     order = torch.randperm(row_count(batch), generator=torch.Generator().manual_seed(3))
     assert torch.allclose(found.function(batch)[0][order], found.function(rows(batch, order))[0], rtol=1e-12)
@@ -235,7 +259,7 @@ def test_order_of_examples_changes_nothing(name: str) -> None:
 
 @pytest.mark.parametrize("name", [n for n in OBJECTIVES if parts.find("objective", n).feedback == "Groups"])
 def test_order_within_a_group_and_absent_members_change_nothing(name: str) -> None:
-    found = parts.find("objective", name)
+    found = objective(name)
     batch = batch_of(found)
     order = torch.tensor([2, 0, 1])
     turned = apply(batch, lambda tensor: tensor[:, order])
@@ -252,7 +276,7 @@ def test_order_within_a_group_and_absent_members_change_nothing(name: str) -> No
 @pytest.mark.parametrize("name", [n for n in OBJECTIVES if parts.find("objective", n).feedback in PAIRED])
 def test_labels_are_probabilities(name: str) -> None:
     """A pair told the other way round with 1 - p is the same pair, and no label means p = 1."""
-    found = parts.find("objective", name)
+    found = objective(name)
     batch = random_batch(found.feedback)
     assert torch.allclose(found.function(batch)[0], found.function(swapped(batch))[0], rtol=1e-12)
     certain, unsaid = with_prob(batch, torch.ones_like), with_prob(batch, lambda _: None)
@@ -261,7 +285,7 @@ def test_labels_are_probabilities(name: str) -> None:
 
 @every
 def test_one_example_alone_is_itself_in_a_batch_unless_coupled(name: str) -> None:
-    found = parts.find("objective", name)
+    found = objective(name)
     batch = batch_of(found)
     together = found.function(batch)[0]
     alone = torch.cat([found.function(rows(batch, slice(i, i + 1)))[0] for i in range(row_count(batch))])
@@ -270,7 +294,7 @@ def test_one_example_alone_is_itself_in_a_batch_unless_coupled(name: str) -> Non
 
 @every
 def test_gradient_is_that_of_finite_differences(name: str) -> None:
-    found = parts.find("objective", name)
+    found = objective(name)
     batch = batch_of(found)
     names = list(trained(batch))
 
@@ -286,7 +310,7 @@ def test_gradient_is_that_of_finite_differences(name: str) -> None:
 @pytest.mark.parametrize("high", EXTREMES)
 def test_finite_at_the_extremes(name: str, low: float, high: float) -> None:
     """In float32, half of the candidates at one extreme and half at the other."""
-    found = parts.find("objective", name)
+    found = objective(name)
     batch = apply(batch_of(found), lambda tensor: tensor.float() if tensor.is_floating_point() else tensor)
 
     def filled(logp: Tensor, flip: bool) -> Tensor:
@@ -304,7 +328,7 @@ def test_finite_at_the_extremes(name: str, low: float, high: float) -> None:
 @every
 def test_finite_at_policy_equals_reference(name: str) -> None:
     """Where every log-ratio is zero, nothing may be divided by one."""
-    found = parts.find("objective", name)
+    found = objective(name)
     batch = batch_of(found)
     at_reference = {}
     for n, s in parts_of(batch).items():
@@ -317,7 +341,7 @@ def test_finite_at_policy_equals_reference(name: str) -> None:
 
 
 def test_no_two_objectives_are_equal_by_default() -> None:
-    found = [parts.find("objective", name) for name in OBJECTIVES]
+    found = [objective(name) for name in OBJECTIVES]
     for i, left in enumerate(found):
         for right in found[:i]:
             if left.feedback == right.feedback:
@@ -328,7 +352,7 @@ def test_no_two_objectives_are_equal_by_default() -> None:
 
 @every
 def test_one_step_lowers_the_loss_of_the_tabular_policy(name: str) -> None:
-    found = parts.find("objective", name)
+    found = objective(name)
     policy, reference = (Tabular.random(3, vocabulary=3, length=2, seed=seed) for seed in (1, 2))
     batch = batch_of(found, b=6, t=2)
     prompts = torch.arange(6) % 3
@@ -339,8 +363,8 @@ def test_one_step_lowers_the_loss_of_the_tabular_policy(name: str) -> None:
         asked = prompts.repeat_interleave(k)
         fresh = policy.steps(asked, answers, reference)
         shape = (*steps.logp.shape[:-1], 2)
-        given = ("old", "value", "reward", "entropy", "kl")
-        kept = {n: x[..., :2] for n in given if (x := getattr(steps, n)) is not None}
+        given, time = ("old", "value", "reward", "entropy", "kl", "hidden", "key_rank"), steps.mask.dim() - 1
+        kept = {n: x.narrow(time, 0, 2) for n in given if (x := getattr(steps, n)) is not None}
         ref = None if steps.ref is None else fresh.ref.view(shape)
         return Steps(fresh.logp.view(shape), fresh.mask.view(shape), ref=ref, **kept)
 

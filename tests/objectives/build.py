@@ -1,11 +1,13 @@
 """Batches for tests of objectives: written by hand from lists, or random with ragged lengths, in float64."""
 
 from dataclasses import fields, is_dataclass, replace
+from functools import wraps
 
 import torch
 from torch import Tensor
 
 from stages.batches import Groups, Hybrid, Pairs, Revisions, Singles, Steps
+from stages.parts import Part
 
 Batch = Pairs | Groups | Singles | Hybrid | Revisions
 
@@ -33,6 +35,8 @@ def random_steps(shape: tuple[int, ...], noise: torch.Generator) -> Steps:
     def draw() -> Tensor:
         return torch.randn(shape, generator=noise, dtype=torch.float64)
 
+    own = torch.Generator().manual_seed(noise.initial_seed() + shape[-1])
+    ranks = torch.tensor([1 / 3, 2 / 3, 1.0, torch.inf], dtype=torch.float64)
     lengths = torch.randint(1, shape[-1] + 1, (*shape[:-1], 1), generator=noise)
     lengths.view(-1)[:2] = torch.tensor([1, shape[-1]])
     return Steps(
@@ -44,6 +48,8 @@ def random_steps(shape: tuple[int, ...], noise: torch.Generator) -> Steps:
         reward=draw(),
         entropy=draw().abs(),
         kl=draw().abs(),
+        hidden=torch.randn((*shape, 2), generator=own, dtype=torch.float64),
+        key_rank=ranks[torch.randint(len(ranks), shape, generator=own)],
     )
 
 
@@ -108,6 +114,22 @@ def with_parts(batch: Batch, parts: dict[str, Steps]) -> Batch:
         else:
             own[head] = steps
     return replace(batch, **own, **{head: with_parts(getattr(batch, head), inner) for head, inner in within.items()})
+
+
+def with_head(found: Part) -> Part:
+    """The objective with random parameters of its own, in the shape of its new ones, if it has any."""
+    init = found.init
+    if init is None:
+        return found
+
+    @wraps(found.function)
+    def function(batch: Batch, **settings) -> tuple[Tensor, dict[str, Tensor]]:
+        noise = torch.Generator().manual_seed(7)
+        new = init(batch, **settings).items()
+        head = {name: torch.randn(value.shape, generator=noise, dtype=value.dtype) for name, value in new}
+        return found.function(batch, head=head, **settings)
+
+    return replace(found, function=function)
 
 
 def trained(batch: Batch) -> dict[str, Tensor]:

@@ -141,9 +141,15 @@ class ImagePolicy:
             yield list(range(start, min(start + PRICED, len(items))))
 
     def log_probs(
-        self, items: Sequence[Item], *, entropy: bool = False, top_k: int = 0, reference: Policy | None = None
+        self,
+        items: Sequence[Item],
+        *,
+        entropy: bool = False,
+        top_k: int = 0,
+        hidden: bool = False,
+        reference: Policy | None = None,
     ) -> Steps:
-        """Log-probs of completions, float32, differentiable, by `settings.likelihood`. `top_k` asks for nothing here.
+        """Log-probs of completions, float32, differentiable, by `settings.likelihood`. There is no `top` or `hidden`.
 
         `elbo`: a surrogate, not a likelihood, `[b, levels]`: each from the mean squared error over dims of the
         model's output at the (timestep, noise) that `Item.draw` seeds, see `noise.weighted`. It has no entropy.

@@ -38,21 +38,23 @@ def entropy_of(logits: Tensor) -> Tensor:
     return logits.logsumexp(-1) - (logits.softmax(-1) * logits).sum(-1)
 
 
-def log_probs(model: Any, rows: Sequence[Row], pad: int, *, entropy: bool = False, top_k: int = 0) -> Steps:
+def log_probs(
+    model: Any, rows: Sequence[Row], pad: int, *, entropy: bool = False, top_k: int = 0, hidden: bool = False
+) -> Steps:
     """Log-probs `[b,t]` of the answers' tokens, left-aligned and differentiable, their mask, and what else is asked."""
     device = next(model.parameters()).device
     ids, attention = pad_left([[*prompt, *answer] for prompt, answer in rows], pad, device)
     lengths = torch.tensor([len(answer) for _, answer in rows], device=device)
     t = int(lengths.max())
-    logits = at_least_float(
-        model(
-            input_ids=ids,
-            attention_mask=attention,
-            position_ids=positions(attention),
-            logits_to_keep=t + 1,
-            use_cache=False,
-        ).logits[:, :-1]
-    )  # [b,t,v]
+    out = model(
+        input_ids=ids,
+        attention_mask=attention,
+        position_ids=positions(attention),
+        logits_to_keep=t + 1,
+        use_cache=False,
+        output_hidden_states=hidden,
+    )
+    logits = at_least_float(out.logits[:, :-1])  # [b,t,v]
     logp = logits.gather(-1, ids[:, -t:, None]).squeeze(-1) - logits.logsumexp(-1)  # [b,t], right-aligned
     left = (torch.arange(t, device=device) + t - lengths[:, None]).clamp(max=t - 1)  # where row i's step j sits
     mask = torch.arange(t, device=device) < lengths[:, None]
@@ -61,7 +63,11 @@ def log_probs(model: Any, rows: Sequence[Row], pad: int, *, entropy: bool = Fals
     if top_k:
         top = logits.detach().softmax(-1).topk(min(top_k, logits.shape[-1])).values  # [b,t,k], right-aligned
         top = top.take_along_dim(left[..., None], 1) * mask[..., None]
-    return Steps(logp.gather(1, left) * mask, mask, entropy=spread, top=top)
+    states = None
+    if hidden:
+        states = at_least_float(out.hidden_states[-1][:, -t - 1 : -1])  # [b,t,d], right-aligned
+        states = states.take_along_dim(left[..., None], 1) * mask[..., None]
+    return Steps(logp.gather(1, left) * mask, mask, entropy=spread, top=top, hidden=states)
 
 
 def next_logits(model: Any, prompts: Sequence[Sequence[int]], pad: int) -> Tensor:

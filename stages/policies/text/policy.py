@@ -143,7 +143,13 @@ class TextPolicy:
             yield [i for dialogue in batch for i in told[dialogue]]
 
     def log_probs(
-        self, items: Sequence[Item], *, entropy: bool = False, top_k: int = 0, reference: Policy | None = None
+        self,
+        items: Sequence[Item],
+        *,
+        entropy: bool = False,
+        top_k: int = 0,
+        hidden: bool = False,
+        reference: Policy | None = None,
     ) -> Steps:
         """Log-prob of every token of each completion given its dialogue, float32, differentiable.
 
@@ -151,19 +157,23 @@ class TextPolicy:
 
         Returns:
             Steps with `logp`, `mask` and, if asked for, `entropy` and `ref`, all `[b,t]` in nats, left-aligned; with
-            `top_k` also `top` `[b,t,k]`.
+            `top_k` also `top` `[b,t,k]`, and `hidden` `[b,t,d]`, differentiable, where it is asked for.
         """
         rows = self.rows(items)
         if self.packs():
             packed = pack(rows, self.device)
-            hidden, made = self.hidden(packed), head.of(self.causal)
-            told = head.log_probs(hidden, made, packed.targets, entropy=entropy, top_k=top_k)
+            states, made = self.hidden(packed), head.of(self.causal)
+            told = head.log_probs(states, made, packed.targets, entropy=entropy, top_k=top_k)
             logp, mask = packed.unpack(told.logp)
             spread = None if told.entropy is None else packed.unpack(told.entropy)[0]
             top = None if told.top is None else torch.stack([packed.unpack(p)[0] for p in told.top.unbind(-1)], -1)
             steps = Steps(logp, mask, entropy=spread, top=top)
+            if hidden:
+                states = head.at_least_float(states)
+                placed = states.new_zeros(*mask.shape, states.shape[-1]).masked_scatter(mask[..., None], states)
+                steps = replace(steps, hidden=placed)
         else:
-            steps = plain.log_probs(self.model, rows, self.pad, entropy=entropy, top_k=top_k)
+            steps = plain.log_probs(self.model, rows, self.pad, entropy=entropy, top_k=top_k, hidden=hidden)
         if reference is None:
             return steps
         with torch.no_grad():
@@ -173,6 +183,10 @@ class TextPolicy:
         """Last hidden states `[n,d]` of the positions that predict the answers' tokens."""
         states = states_of(self.causal, packed.ids, packed.positions, packed.trees)
         return states.index_select(0, packed.source)
+
+    def pieces(self, items: Sequence[Item]) -> list[list[str]]:
+        """The text that each token of each completion adds, see `loading.pieces`."""
+        return [loading.pieces(self.tokenizer, self._fit([], item.completion)[1]) for item in items]
 
     @property
     def causal(self) -> Any:
