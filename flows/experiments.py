@@ -17,7 +17,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from flows import dvc, recipes
+from flows import check, dvc, recipes
 from stages.errors import UserError
 
 METRICS = Path("metrics/evaluate.json")
@@ -55,26 +55,68 @@ def kept(root: Path, name: str) -> Path:
     return folder
 
 
-def plan(root: Path, recipe: str | None, seed: int | None, settings: list[str], *, prefix: str = "") -> Experiment:
+@dataclass(frozen=True)
+class Code:
+    """The repository at a moment."""
+
+    commit: str  # what is checked out
+    edits: str  # a commit with the edits of tracked files; empty where there are none
+    digest: str  # changes with any tracked file but params.yaml and dvc.lock
+
+
+def code(root: Path) -> Code:
+    """What is there now.
+
+    Raises:
+        UserError: `root` is no repository.
+    """
+    commit, edits = _git(root, "rev-parse", "HEAD"), _git(root, "stash", "create")
+    listing = _git(root, "ls-tree", "-r", edits or commit).splitlines()
+    kept = "\n".join(line for line in listing if line.split("\t")[-1] not in ("params.yaml", "dvc.lock"))
+    return Code(commit, edits, hashlib.sha256(kept.encode()).hexdigest())
+
+
+def plan(
+    root: Path,
+    recipe: str | None,
+    seed: int | None,
+    settings: list[str],
+    *,
+    overlay: recipes.Node | None = None,
+    prefix: str = "",
+    at: Code | None = None,
+) -> Experiment:
     """Name an experiment after its recipe and seed, and a digest of all params and tracked code.
 
     The same setting of the same code therefore has the same name, and is found again however it was started. It runs
     the code of this moment, whatever is edited or committed before its turn comes.
 
+    Args:
+        root: the repository.
+        recipe: laid over params.yaml.
+        seed: `run.seed`.
+        settings: `stage.setting=value`, laid over all else.
+        overlay: laid over the recipe.
+        prefix: of the name.
+        at: the code that it runs with, which several may share; that of now if not given.
+
     Raises:
-        UserError: an unknown recipe, a setting without a node, or `root` is no repository.
+        UserError: an unknown recipe, a setting that a stage does not take, or `root` is no repository.
     """
-    params = recipes.read(root / "params.yaml")
+    params = committed = recipes.read(root / "params.yaml")
     if recipe:
         params = recipes.apply(params, recipes.load(recipe))
     if seed is not None:
         params = recipes.apply(params, {"run": {"seed": seed}})
+    params = recipes.apply(params, overlay or {})
     params = recipes.apply(params, recipes.settings(settings, params))
-    commit, edits = _git(root, "rev-parse", "HEAD"), _git(root, "stash", "create")
-    digest = hashlib.sha256((json.dumps(params, sort_keys=True) + _code(root, edits or commit)).encode())
+    check.nodes(params, committed)
+    check.params(root, params)
+    at = at or code(root)
+    digest = hashlib.sha256((json.dumps(params, sort_keys=True) + at.digest).encode())
     label = (recipe or "params").replace("/", "-")
     name = f"{prefix}{label}-s{params.get('run', {}).get('seed', 0)}-{digest.hexdigest()[:7]}"
-    return Experiment(root, name, params, commit, edits)
+    return Experiment(root, name, params, at.commit, at.edits)
 
 
 def finished(experiment: Experiment) -> dict[str, float] | None:
@@ -132,12 +174,6 @@ def _rescue_journals(experiment: Experiment) -> None:
     for box in (experiment.workspace / JOURNALS).glob("*"):
         (experiment.root / JOURNALS).mkdir(parents=True, exist_ok=True)
         shutil.move(box, experiment.root / JOURNALS / box.name)
-
-
-def _code(root: Path, commit: str) -> str:
-    """A text that changes with any tracked file of a commit but params.yaml and dvc.lock."""
-    listing = _git(root, "ls-tree", "-r", commit).splitlines()
-    return "\n".join(line for line in listing if line.split("\t")[-1] not in ("params.yaml", "dvc.lock"))
 
 
 def _author(root: Path) -> dict[str, str]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 EXPERIMENT = "prefloop"
+TAG = re.compile(r"[^\w./ -]")  # what MLflow takes in no name
 
 
 def environment(root: Path, *, run: str = "", recipe: str = "") -> dict[str, str]:
@@ -19,7 +21,9 @@ def environment(root: Path, *, run: str = "", recipe: str = "") -> dict[str, str
     }
 
 
-def log_sweep(root: Path, name: str, rows: list[dict[str, Any]], labels: tuple[str, ...], folder: Path) -> str:
+def log_sweep(
+    root: Path, name: str, rows: list[dict[str, Any]], labels: tuple[str, ...], axes: tuple[str, ...], folder: Path
+) -> str:
     """Log a comparison as one parent run with a child per experiment; returns the parent's run id.
 
     A child is the pipeline run that the experiment's stages logged to; where they logged none it is made.
@@ -29,6 +33,7 @@ def log_sweep(root: Path, name: str, rows: list[dict[str, Any]], labels: tuple[s
         name: name of the sweep; the same name finds the same parent.
         rows: one an experiment; what is not a label is a metric.
         labels: keys that become params, `experiment` among them.
+        axes: keys that become tags, which another sweep over the same experiment may set to other names.
         folder: where the files of the comparison are.
     """
     from mlflow import MlflowClient  # late: a second of imports
@@ -43,10 +48,12 @@ def log_sweep(root: Path, name: str, rows: list[dict[str, Any]], labels: tuple[s
         child = _run(client, home, "prefloop.pipeline", row["experiment"])
         client.set_tag(child, "mlflow.parentRunId", parent)
         now = get_current_time_millis()
-        metrics = [Metric(key, float(value), now, 0) for key, value in row.items() if key not in labels]
+        metrics = [Metric(key, float(value), now, 0) for key, value in row.items() if key not in (*labels, *axes)]
+        for axis in axes:
+            client.set_tag(child, f"sweep.{TAG.sub('_', axis)}", row[axis])
         client.log_batch(child, metrics=metrics, params=[Param(f"sweep.{key}", str(row[key])) for key in labels])
         client.set_terminated(child)
-    for file in sorted(folder.glob("comparison.*")):
+    for file in sorted(folder.iterdir()):
         client.log_artifact(parent, str(file))
     client.set_terminated(parent)
     return parent

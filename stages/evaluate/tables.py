@@ -51,38 +51,39 @@ def write_csv(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         table.writerows(rows)
 
 
-def comparison(rows: Sequence[Mapping[str, Any]], folder: Path) -> Path:
-    """Compare recipes over their seeds; returns `comparison.md`, beside `comparison.csv` (the rows) and `.png`.
+def comparison(rows: Sequence[Mapping[str, Any]], folder: Path, by: Sequence[str] = ("recipe",)) -> Path:
+    """Compare settings over their seeds; returns `comparison.md`, beside `comparison.csv` (the rows) and `.png`.
 
     Args:
-        rows: one a run: `recipe`, `seed` and the keys of COMPARED as numbers; a missing or None value is left out.
+        rows: one a run: what `by` names, `seed`, and the keys of COMPARED as numbers; a missing or None value is left
+            out.
         folder: where the three files go.
+        by: what makes a setting, a column of each.
 
-    A cell is mean \u00b1 standard deviation over seeds (ddof 1; the mean alone for one seed). Recipes are ordered by
+    A cell is mean \u00b1 standard deviation over seeds (ddof 1; the mean alone for one seed). Settings are ordered by
     mean win rate, the best first.
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_csv(folder / "comparison.csv", rows)
-    recipes = list(dict.fromkeys(row["recipe"] for row in rows))
+    runs: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        runs.setdefault(tuple(str(row[key]) for key in by), []).append(row)
     values = {
-        recipe: {
-            key: [row[key] for row in rows if row["recipe"] == recipe and row.get(key) is not None] for key in COMPARED
-        }
-        for recipe in recipes
+        setting: {key: [row[key] for row in own if row.get(key) is not None] for key in COMPARED}
+        for setting, own in runs.items()
     }
-    recipes.sort(key=lambda recipe: -np.mean(values[recipe]["win_rate"] or [-np.inf]))
-    shown = [key for key in COMPARED if any(values[recipe][key] for recipe in recipes)]
-    lines = ["| Recipe | Seeds | " + " | ".join(COMPARED[key] for key in shown) + " |"]
-    lines.append("|---|---:|" + "---:|" * len(shown))
-    for recipe in recipes:
-        seeds = sum(row["recipe"] == recipe for row in rows)
-        cells = [mean_and_spread(values[recipe][key]) for key in shown]
-        lines.append(f"| {recipe} | {seeds} | " + " | ".join(cells) + " |")
+    settings = sorted(runs, key=lambda setting: -np.mean(values[setting]["win_rate"] or [-np.inf]))
+    shown = [key for key in COMPARED if any(values[setting][key] for setting in settings)]
+    heads = [*(key.capitalize() if key == "recipe" else key for key in by), "Seeds", *(COMPARED[key] for key in shown)]
+    lines = [f"| {' | '.join(heads)} |", "|---|" + "---|" * (len(by) - 1) + "---:|" * (len(shown) + 1)]
+    for setting in settings:
+        cells = [mean_and_spread(values[setting][key]) for key in shown]
+        lines.append(f"| {' | '.join([*setting, str(len(runs[setting])), *cells])} |")
     path = folder / "comparison.md"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     if shown:
-        columns = {COMPARED[key]: [values[recipe][key] for recipe in recipes] for key in shown}
-        figures.png(figures.dots(recipes, columns), folder / "comparison.png")
+        columns = {COMPARED[key]: [values[setting][key] for setting in settings] for key in shown}
+        figures.png(figures.dots([", ".join(setting) for setting in settings], columns), folder / "comparison.png")
     return path
 
 

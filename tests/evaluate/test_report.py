@@ -206,6 +206,21 @@ def test_comparison_means_and_spreads(tmp_path):
         assert [row["seed"] for row in csv.DictReader(lines)] == ["0", "1", "0"]
 
 
+def test_comparison_by_several_columns(tmp_path):
+    rows = [
+        {"recipe": "rdpo", "label.flip": flip, "seed": seed, "win_rate": 60.0 - 50 * float(flip) + seed}
+        for flip in ("0", "0.2")
+        for seed in (0, 1)
+    ]
+    path = report.comparison(rows, tmp_path, ("recipe", "label.flip"))
+    assert path.read_text(encoding="utf-8").splitlines() == [
+        "| Recipe | label.flip | Seeds | Win rate, % |",
+        "|---|---|---:|---:|",
+        "| rdpo | 0 | 2 | 60.50 \u00b1 0.71 |",
+        "| rdpo | 0.2 | 2 | 50.50 \u00b1 0.71 |",
+    ]
+
+
 CREDIT = [("The", 0.5), (" sky", -0.25), (f" {NASTY}", -2.0), ("\n\nis", 0.0), ("", 1.0)]
 
 
