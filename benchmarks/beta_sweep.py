@@ -111,7 +111,7 @@ class Workspace:
             (data / name).touch()
         (data / "label" / "candidates.jsonl").touch()
         shutil.copy2(start / "pairs.jsonl", data / "label" / "preferences.jsonl")
-        self.command("-m", "stages.parts", "--chosen")
+        self.command("-m", "stages.chosen")
         (self.folder / "metrics").mkdir()
         for name in AHEAD[1:]:
             (self.folder / "metrics" / f"{name}.json").write_text("{}\n", encoding="utf-8")

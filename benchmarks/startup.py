@@ -41,7 +41,7 @@ def commands(stages: tuple[str, ...]) -> dict[str, list[str]]:
     found = {name: [sys.executable, "-c", code] for name, code in PYTHON.items()}
     for stage in stages:
         found[f"import of stages.{stage}.run"] = [sys.executable, "-c", f"import stages.{stage}.run"]
-    found["python -m stages.parts --chosen"] = [sys.executable, "-m", "stages.parts", "--chosen"]
+    found["python -m stages.chosen"] = [sys.executable, "-m", "stages.chosen"]
     return found
 
 
