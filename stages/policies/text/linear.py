@@ -81,6 +81,11 @@ def add(y: Tensor, bias: Tensor | None) -> Tensor:
     return y if bias is None else y + bias
 
 
+def outer(dy: Tensor, x: Tensor) -> Tensor:
+    """The gradient by W of x W^T: `[n,o], [n,i] -> [o,i]`; the narrow side comes first, it is copied."""
+    return product(dy.t().contiguous(), x.t())
+
+
 class _Linear(torch.autograd.Function):
     """Computes y = x W^T."""
 
@@ -93,7 +98,7 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> Any:
         (dy,), (x, weight) = grads, ctx.saved_tensors
         by_x = product(dy.contiguous(), weight.t()) if ctx.needs_input_grad[0] else None
-        by_weight = product(dy.t().contiguous(), x.t()) if ctx.needs_input_grad[1] else None
+        by_weight = outer(dy, x) if ctx.needs_input_grad[1] else None
         return by_x, by_weight
 
 
@@ -112,11 +117,11 @@ class _Lora(torch.autograd.Function):
         x, weight, a, b, inner = ctx.saved_tensors
         dy, scale = grads[0].contiguous(), ctx.scale
         by_inner = product(dy, b.t()).mul_(scale)  # [n,r]
-        by_a = (x.t() @ by_inner).t()
-        by_b = (inner.t() @ dy).t().mul_(scale)
+        by_a = outer(by_inner, x)
+        by_b = outer(inner, dy).t().mul_(scale)
         by_x = by_weight = None
         if ctx.needs_input_grad[0]:
             by_x = product(dy, weight.t()).addmm_(by_inner, a)
         if ctx.needs_input_grad[1]:
-            by_weight = product(dy.t().contiguous(), x.t())
+            by_weight = outer(dy, x)
         return by_x, by_weight, by_a, by_b, None
