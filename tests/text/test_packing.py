@@ -95,9 +95,9 @@ def test_any_ragged_batch(shape, family):
 
 def test_a_prompt_stands_once_and_the_last_token_of_an_answer_not_at_all():
     packed = pack([([1, 2, 3], [4, 5]), ([9], [6]), ([1, 2, 3], [7, 8, 9])])
-    assert packed.ids.tolist() == [[1, 2, 3, 9, 4, 7, 8]]
-    assert packed.positions.tolist() == [[0, 1, 2, 0, 3, 3, 4]]
-    assert packed.source.tolist() == [2, 4, 3, 2, 5, 6]
+    assert packed.ids.tolist() == [[1, 2, 3, 4, 7, 8, 9]]
+    assert packed.positions.tolist() == [[0, 1, 2, 3, 3, 4, 0]]
+    assert packed.source.tolist() == [2, 3, 6, 2, 4, 5]
     assert packed.targets.tolist() == [4, 5, 6, 7, 8, 9]
     values, mask = packed.unpack(torch.arange(1.0, 7.0))
     assert values.tolist() == [[1, 2, 0], [3, 0, 0], [4, 5, 6]]

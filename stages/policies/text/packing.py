@@ -1,14 +1,14 @@
 """Dialogues packed without padding, each prompt once for all answers that share it.
 
-What is priced is rows of (prompt, answer). The tokens of each distinct prompt stand once, then those of each answer,
-all in one sequence `[1,s]`. The last token of an answer is predicted but predicts nothing, so it does not stand there.
-An answer sees its prompt and itself, never its siblings; its positions go on from the prompt's end. No layer sees
-padding, and attention costs what the real pairs of query and key cost.
+What is priced is rows of (prompt, answer). The tokens of each distinct prompt stand once, followed by those of each of
+its answers, tree after tree in one sequence `[1,s]`. The last token of an answer is predicted but predicts nothing, so
+it does not stand there. An answer sees its prompt and itself, never its siblings; its positions go on from the prompt's
+end. No layer sees padding, and attention costs little more than the real pairs of query and key cost.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -17,8 +17,10 @@ import torch
 from torch import Tensor
 
 from stages.policies.text.attention import Scores, attend, band
+from stages.policies.text.blocks import Block, attention, blocks
 
 Row = tuple[Sequence[int], Sequence[int]]  # token ids of a prompt and of an answer
+Masked = tuple[Block, Tensor]
 
 
 @dataclass(frozen=True)
@@ -43,33 +45,33 @@ class Packed:
 class Trees:
     """Which token of a packed sequence sees which: a `Layout`."""
 
-    prompts: tuple[int, ...]  # tokens of each prompt, in the order of the sequence
-    answers: tuple[tuple[int, int], ...]  # (index of its prompt, tokens) of each answer, after all prompts
-    _masks: dict[tuple[int, int, int | None, torch.dtype], Tensor] = field(default_factory=dict, repr=False)
+    sizes: tuple[tuple[int, ...], ...]  # of each tree: tokens of its prompt, then of each of its answers
+    _masks: dict[tuple[int | None, int, torch.dtype], list[Masked]] = field(default_factory=dict, repr=False)
     _blocks: dict[int | None, Any] = field(default_factory=dict, repr=False)  # FlexAttention's, by window
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
         """The attention of one layer, see `attention.Layout`."""
         if query.is_cuda:
             return self.at_once(query, key, value, scores)
-        sizes = [*self.prompts, *(size for _, size in self.answers)]
-        q, k, v = (x.split(sizes, 2) for x in (query, key, value))
-        found = [attend(q[i], k[i], v[i], self.mask(q[i], 0, scores.window), scores) for i in range(len(self.prompts))]
-        for i, (prompt, _) in enumerate(self.answers, len(self.prompts)):
-            keys, values = torch.cat([k[prompt], k[i]], 2), torch.cat([v[prompt], v[i]], 2)
-            found.append(attend(q[i], keys, values, self.mask(q[i], self.prompts[prompt], scores.window), scores))
+        if scores.softcap is None and query.device.type == "cpu" and key.shape[-1] == value.shape[-1]:
+            masks = self.masks(query, scores.window, query.shape[1] // key.shape[1])
+            return attention(query, key, value, masks, scores.scale)
+        found = [
+            attend(query[:, :, block.queries], block.of(key), block.of(value), mask, scores)
+            for block, mask in self.masks(query, scores.window, 1)
+        ]
         return torch.cat(found, 2).transpose(1, 2)
 
-    def mask(self, query: Tensor, before: int, window: int | None) -> Tensor:
-        """What queries after `before` tokens may see of those and of themselves, added to scores: `[1,1,a,before+a]`.
-
-        The masks of a batch are the same in all layers.
-        """
-        name = (before, query.shape[2], window, query.dtype)
+    def masks(self, query: Tensor, window: int | None, group: int) -> list[Masked]:
+        """The blocks, the same in all layers, and what is added to the scores of each `[1,1,group*n,l]`."""
+        name = (window, group, query.dtype)
         if name not in self._masks:
-            at = torch.arange(before + query.shape[2], device=query.device)
-            seen = band(at[before:, None], at, window)[None, None]
-            self._masks[name] = torch.zeros_like(seen, dtype=query.dtype).masked_fill(~seen, float("-inf"))
+            sees, place = self.sees(window, query.device), torch.arange(query.shape[2], device=query.device)
+            self._masks[name] = []
+            for block in blocks(self.sizes):
+                seen = sees(place[block.queries, None], torch.cat([place[each] for each in block.keys]))
+                mask = torch.zeros_like(seen, dtype=query.dtype).masked_fill(~seen, float("-inf"))
+                self._masks[name].append((block, mask.repeat(1, 1, group, 1)))
         return self._masks[name]
 
     def at_once(self, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
@@ -95,19 +97,28 @@ class Trees:
         from torch.nn.attention.flex_attention import create_block_mask
 
         if window not in self._blocks:
-            owner, piece, at = (x.to(device) for x in self.places())
-
-            def seen(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-                mine = (piece[q] == piece[k]) | (owner[q] == piece[k])  # of the same piece, or of its prompt
-                return mine & band(at[q], at[k], window)
-
-            self._blocks[window] = create_block_mask(seen, None, None, len(at), len(at), device=str(device))
+            sees, size = self.sees(window, device), sum(map(sum, self.sizes))
+            self._blocks[window] = create_block_mask(
+                lambda b, h, q, k: sees(q, k), None, None, size, size, device=str(device)
+            )
         return self._blocks[window]
+
+    def sees(self, window: int | None, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
+        """Whether the token at one place of the sequence sees that at another; broadcasts."""
+        owner, piece, at = (x.to(device) for x in self.places())
+
+        def seen(q: Tensor, k: Tensor) -> Tensor:
+            mine = (piece[q] == piece[k]) | (owner[q] == piece[k])  # of the same piece, or of its prompt
+            return mine & band(at[q], at[k], window)
+
+        return seen
 
     def places(self) -> tuple[Tensor, Tensor, Tensor]:
         """Of each token `[s]`: the piece of its prompt, its own piece, its position."""
-        pieces = [(i, size, 0) for i, size in enumerate(self.prompts)]
-        pieces += [(prompt, size, self.prompts[prompt]) for prompt, size in self.answers]
+        pieces: list[tuple[int, int, int]] = []
+        for prompt, *answers in self.sizes:
+            first = len(pieces)
+            pieces += [(first, prompt, 0), *((first, answer, prompt) for answer in answers)]
         sizes = torch.tensor([size for _, size, _ in pieces])
         owner = torch.tensor([prompt for prompt, _, _ in pieces]).repeat_interleave(sizes)
         piece = torch.arange(len(pieces)).repeat_interleave(sizes)
@@ -129,28 +140,26 @@ def pack(rows: Sequence[Row], device: torch.device | str = "cpu") -> Packed:
         rows: prompts of at least one token; an answer may be empty.
         device: where the tensors go.
     """
+    trees: dict[tuple[int, ...], list[int]] = {}  # of each distinct prompt, its rows
+    for i, (prompt, _) in enumerate(rows):
+        trees.setdefault(tuple(prompt), []).append(i)
     ids: list[int] = []
-    prompts: dict[tuple[int, ...], int] = {}  # each distinct one, and where its last token stands
-    for prompt, _ in rows:
-        if tuple(prompt) not in prompts:
-            ids.extend(prompt)
-            prompts[tuple(prompt)] = len(ids) - 1
-    index = {prompt: i for i, prompt in enumerate(prompts)}
-    source: list[int] = []
-    targets: list[int] = []
-    answers: list[tuple[int, int]] = []
-    for prompt, answer in rows:
-        source.extend([prompts[tuple(prompt)], *range(len(ids), len(ids) + len(answer) - 1)][: len(answer)])
-        targets.extend(answer)
-        if len(answer) > 1:
-            answers.append((index[tuple(prompt)], len(answer) - 1))
+    sizes: list[tuple[int, ...]] = []
+    source: list[list[int]] = [[] for _ in rows]
+    for prompt, members in trees.items():
+        ids.extend(prompt)
+        last = len(ids) - 1
+        for i in members:
+            answer = rows[i][1]
+            source[i] = [last, *range(len(ids), len(ids) + len(answer) - 1)][: len(answer)]
             ids.extend(answer[:-1])
-    trees = Trees(tuple(map(len, prompts)), tuple(answers))
+        sizes.append((len(prompt), *(len(rows[i][1]) - 1 for i in members if len(rows[i][1]) > 1)))
+    held = Trees(tuple(sizes))
     return Packed(
         ids=torch.tensor(ids, device=device)[None],
-        positions=trees.places()[2].to(device)[None],
-        trees=trees,
-        source=torch.tensor(source, dtype=torch.long, device=device),
-        targets=torch.tensor(targets, dtype=torch.long, device=device),
+        positions=held.places()[2].to(device)[None],
+        trees=held,
+        source=torch.tensor([place for row in source for place in row], dtype=torch.long, device=device),
+        targets=torch.tensor([token for _, answer in rows for token in answer], dtype=torch.long, device=device),
         lengths=torch.tensor([len(answer) for _, answer in rows], device=device),
     )

@@ -30,7 +30,7 @@ class Prefill:
     def __init__(self, prompts: Sequence[Sequence[int]], device: torch.device | str) -> None:
         """The prompts one after the other."""
         self.sizes = [len(prompt) for prompt in prompts]
-        self.trees = Trees(tuple(self.sizes), ())
+        self.trees = Trees(tuple((size,) for size in self.sizes))
         self.ids = torch.tensor([[token for prompt in prompts for token in prompt]], device=device)  # [1,s]
         self.positions = torch.tensor([[i for size in self.sizes for i in range(size)]], device=device)  # [1,s]
         self.last = torch.tensor(self.sizes, device=device).cumsum(0) - 1  # [n] place of each prompt's last token
