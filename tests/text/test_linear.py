@@ -88,3 +88,49 @@ def test_a_layer_that_is_let_go_is_gone_at_once():
         assert gone() is None
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+@pytest.mark.parametrize("family", ["llama", "gemma"])
+def test_a_gated_block_keeps_its_two_halves_and_not_their_product(family, adapter):
+    model = families.build(family, torch.float32)
+    if adapter:
+        model = with_adapter(model.requires_grad_(False), 4)
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                nn.init.normal_(parameter)
+    block = model.get_decoder().layers[0].mlp if not adapter else model.get_base_model().model.layers[0].mlp
+    x = torch.randn(3, 5, 32)
+    wanted = values_and_gradients(block, x)
+    linear.speed_up(model)
+    assert type(block).forward is linear._gated
+    assert agree(values_and_gradients(block, x), wanted)
+    kept: list[tuple[int, ...]] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(tuple(t.shape)) or t, lambda t: t):
+        block(x.requires_grad_(True))
+    assert kept.count((15, 48)) == 2  # rows of 48 numbers: gate and up
+
+
+def test_a_gated_block_without_its_adapter():
+    model = with_adapter(families.build("llama", torch.float32), 4)
+    block = model.get_base_model().model.layers[0].mlp
+    nn.init.normal_(block.down_proj.lora_B["default"].weight)
+    x = torch.randn(5, 32)
+    with model.disable_adapter():
+        bare = block(x)
+    linear.speed_up(model)
+    with model.disable_adapter():
+        assert torch.allclose(block(x), bare, atol=1e-5)
+    assert not torch.allclose(block(x), bare, atol=1e-5)
+
+
+def test_a_block_of_the_same_parts_that_computes_something_else_is_left_alone():
+    class Doubled(type(families.build("llama", torch.float32).model.layers[0].mlp)):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    block = families.build("llama", torch.float32).model.layers[0].mlp
+    block.__class__ = Doubled
+    linear.speed_up(block)
+    assert type(block) is Doubled
+    assert type(block.up_proj).forward is linear._linear

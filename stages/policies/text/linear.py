@@ -1,4 +1,4 @@
-"""Linear layers on a CPU by oneDNN, and a LoRA layer as one operation.
+"""Linear layers on a CPU by oneDNN, a LoRA layer as one operation, and a gated block that keeps less.
 
 PyTorch's default BLAS keeps to AVX2 on processors that are not Intel's; oneDNN uses what is there, on plain weights in
 either orientation, so that nothing is copied or repacked. Values agree to the rounding of float32. Elsewhere (GPU,
@@ -41,6 +41,10 @@ def speed_up(model: nn.Module) -> None:
             module.__class__ = computed_by(kind, _linear)
         elif kind.__name__ == "Linear" and hasattr(module, "lora_A") and plain(module):
             module.__class__ = computed_by(kind, _lora)
+    for module in model.modules():
+        kind = type(module)
+        if is_gated(module):
+            module.__class__ = computed_by(kind, _gated)
 
 
 @cache
@@ -68,12 +72,39 @@ def _linear(layer: Any, x: Tensor) -> Tensor:
 
 
 def _lora(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    if layer.disable_adapters or layer.merged:
+    base, adapter = adapted(layer)
+    if not adapter:
         return layer.base_layer(x)
-    name, base = layer.active_adapters[0], layer.get_base_layer()
-    rows = x.reshape(-1, base.in_features)
-    y = _Lora.apply(rows, base.weight, layer.lora_A[name].weight, layer.lora_B[name].weight, float(layer.scaling[name]))
+    y = _Lora.apply(x.reshape(-1, base.in_features), base.weight, *adapter)
     return add(y, base.bias).view(*x.shape[:-1], base.out_features)
+
+
+def _gated(mlp: Any, x: Tensor) -> Tensor:
+    gate, up, (base, adapter) = mlp.gate_proj(x), mlp.up_proj(x), adapted(mlp.down_proj)
+    rows = (values.reshape(-1, base.in_features) for values in (gate, up))
+    y = _Gated.apply(*rows, mlp.act_fn, base.weight, *(adapter or (None, None, 1.0)))
+    return add(y, base.bias).view(*x.shape[:-1], base.out_features)
+
+
+def adapted(layer: Any) -> tuple[Any, tuple[Any, ...]]:
+    """The linear layer itself, and A, B and s of the adapter on it where one is at work."""
+    if type(layer).forward is _linear or layer.disable_adapters or layer.merged:
+        return layer.get_base_layer() if hasattr(layer, "get_base_layer") else layer, ()
+    name = layer.active_adapters[0]
+    return layer.get_base_layer(), (layer.lora_A[name].weight, layer.lora_B[name].weight, float(layer.scaling[name]))
+
+
+@torch.no_grad()
+def is_gated(module: Any) -> bool:
+    """Whether a block computes down(f(gate(x)) * up(x)) by layers of ours: it has the parts, and the values agree."""
+    parts: list[Any] = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
+    if not all(getattr(type(part), "forward", None) in (_linear, _lora) for part in parts) or not hasattr(
+        module, "act_fn"
+    ):
+        return False
+    gate, up, down = parts
+    x = torch.linspace(-1, 1, gate.in_features).expand(ROWS, -1)
+    return torch.equal(module(x), down(module.act_fn(gate(x)) * up(x)))
 
 
 def add(y: Tensor, bias: Tensor | None) -> Tensor:
@@ -102,26 +133,60 @@ class _Linear(torch.autograd.Function):
         return by_x, by_weight
 
 
+def through(x: Tensor, weight: Tensor, a: Any, b: Any, scale: float) -> tuple[Tensor, Tensor | None]:
+    """The values y = x W^T + s (x A^T) B^T, the sum made in place, and x A^T `[n,r]`; both None without an adapter."""
+    y = product(x, weight)
+    if a is None:
+        return y, None
+    inner = product(x, a)
+    return y.addmm_(inner, b.t(), alpha=scale), inner
+
+
+def back(dy: Tensor, x: Tensor, weight: Tensor, a: Any, b: Any, inner: Any, scale: float, needs: Any) -> list[Any]:
+    """Gradients by x, W, A and B of the values of `through`; by x and W where they are needed."""
+    dy = dy.contiguous()
+    by_x = product(dy, weight.t()) if needs[0] else None
+    by_weight = outer(dy, x) if needs[1] else None
+    if a is None:
+        return [by_x, by_weight, None, None]
+    by_inner = product(dy, b.t()).mul_(scale)  # [n,r]
+    if by_x is not None:
+        by_x.addmm_(by_inner, a)
+    return [by_x, by_weight, outer(by_inner, x), outer(inner, dy).t().mul_(scale)]
+
+
 class _Lora(torch.autograd.Function):
-    """Computes y = x W^T + s (x A^T) B^T: the sum is made in place; of the adapter only x A^T is kept."""
+    """A layer with an adapter, of which only x A^T is kept."""
 
     @staticmethod
     def forward(ctx: Any, x: Any, weight: Any, a: Any, b: Any, scale: float) -> Any:
-        inner = product(x, a)  # [n,r]
+        y, inner = through(x, weight, a, b, scale)
         ctx.save_for_backward(x, weight, a, b, inner)
         ctx.scale = scale
-        return product(x, weight).addmm_(inner, b.t(), alpha=scale)
+        return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         x, weight, a, b, inner = ctx.saved_tensors
-        dy, scale = grads[0].contiguous(), ctx.scale
-        by_inner = product(dy, b.t()).mul_(scale)  # [n,r]
-        by_a = outer(by_inner, x)
-        by_b = outer(inner, dy).t().mul_(scale)
-        by_x = by_weight = None
-        if ctx.needs_input_grad[0]:
-            by_x = product(dy, weight.t()).addmm_(by_inner, a)
-        if ctx.needs_input_grad[1]:
-            by_weight = outer(dy, x)
-        return by_x, by_weight, by_a, by_b, None
+        return *back(grads[0], x, weight, a, b, inner, ctx.scale, ctx.needs_input_grad), None
+
+
+class _Gated(torch.autograd.Function):
+    """A layer of the input f(gate) * up, which is made again for the backward pass and never kept."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Any, up: Any, act: Any, weight: Any, a: Any, b: Any, scale: float) -> Any:
+        y, inner = through(act(gate) * up, weight, a, b, scale)
+        ctx.save_for_backward(gate, up, weight, a, b, inner)
+        ctx.act, ctx.scale = act, scale
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        gate, up, weight, a, b, inner = ctx.saved_tensors
+        with torch.enable_grad():
+            both = gate.detach().requires_grad_(), up.detach().requires_grad_()
+            x = ctx.act(both[0]) * both[1]
+        needs = (True, ctx.needs_input_grad[3])
+        by_x, *others = back(grads[0], x.detach(), weight, a, b, inner, ctx.scale, needs)
+        return *torch.autograd.grad(x, both, by_x), None, *others, None
