@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from stages import files, keywords, revision
+from stages import files, revision
 from stages.batches import Groups, Item, Pairs, Revisions, Singles, Steps
 from stages.config import Config
 from stages.errors import UserError
@@ -220,10 +220,10 @@ def behaviour(wanted: Sequence[Item], steps: Steps) -> Tensor:
 
 
 def key_ranks(policy: Any, wanted: Sequence[Item], steps: Steps) -> Tensor:
-    """The rank of the key phrase that each token of each answer is part of: `[b,t]`, see `keywords.ranks`."""
+    """The rank of the key phrase that each step of each answer is part of, over their number, inf in none: `[b,t]`."""
     told = torch.full_like(steps.logp, torch.inf, requires_grad=False)
-    for row, pieces in enumerate(policy.pieces(wanted)):
-        told[row, : len(pieces)] = torch.tensor(keywords.ranks(pieces)).to(told)
+    for row, ranks in enumerate(policy.key_ranks(wanted)):
+        told[row, : len(ranks)] = torch.tensor(ranks).to(told)
     return told
 
 

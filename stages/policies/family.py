@@ -28,7 +28,7 @@ class Policy(Protocol):
     """What is aligned.
 
     A family whose policies compute something once for all that follow also has a `memory`, see `feed.remember`; one
-    whose steps are tokens of a text tells their `pieces`, see `feed.key_ranks`.
+    that can tell what an answer's key content is has `key_ranks`, see `feed.key_ranks`.
     """
 
     family: str

@@ -60,7 +60,8 @@ def test_without_asking_there_are_none(policy):
 
 
 def test_the_pieces_make_the_text(policy):
-    for item, pieces, (_, answer) in zip(ITEMS, policy.pieces(ITEMS), policy.rows(ITEMS), strict=True):
+    for item, (_, answer) in zip(ITEMS, policy.rows(ITEMS), strict=True):
+        pieces = loading.pieces(policy.tokenizer, answer)
         assert "".join(pieces) == item.completion.text
         assert len(pieces) == len(answer)
         assert pieces[-1] == "", "the end of the turn"
@@ -69,8 +70,9 @@ def test_the_pieces_make_the_text(policy):
 def test_sampled_tokens_are_told_as_they_were_drawn(policy):
     """The record's text lost the space at its front; the tokens did not."""
     tokens = (*policy.tokenizer(" tea", add_special_tokens=False)["input_ids"], policy.tokenizer.eos_token_id)
-    (pieces,) = policy.pieces([Item("0", ASKED, Completion(text="tea", tokens=tokens))])
-    assert pieces == [" ", "t", "e", "a", ""]
+    assert loading.pieces(policy.tokenizer, tokens) == [" ", "t", "e", "a", ""]
+    item = Item("0", ASKED, Completion(text="tea", tokens=tokens))
+    assert policy.key_ranks([item]) == [[math.inf, 1.0, 1.0, 1.0, math.inf]]
 
 
 def test_a_slow_tokenizer_is_a_mistake():

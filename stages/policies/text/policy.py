@@ -14,7 +14,7 @@ from torch import Tensor
 from stages.batches import Item, Steps
 from stages.config import Config
 from stages.policies.order import by_length
-from stages.policies.text import attention, head, loading, plain, vllm
+from stages.policies.text import attention, head, keywords, loading, plain, vllm
 from stages.policies.text.check import agrees
 from stages.policies.text.decoding import Asked, Growing, decode, rows_of, states_of
 from stages.policies.text.packing import Packed, Row, pack
@@ -184,9 +184,10 @@ class TextPolicy:
         states = states_of(self.causal, packed.ids, packed.positions, packed.trees)
         return states.index_select(0, packed.source)
 
-    def pieces(self, items: Sequence[Item]) -> list[list[str]]:
-        """The text that each token of each completion adds, see `loading.pieces`."""
-        return [loading.pieces(self.tokenizer, self._fit([], item.completion)[1]) for item in items]
+    def key_ranks(self, items: Sequence[Item]) -> list[list[float]]:
+        """Of each token of each completion the rank of the key phrase that it is part of, see `keywords.ranks`."""
+        answers = [self._fit([], item.completion)[1] for item in items]
+        return [keywords.ranks(loading.pieces(self.tokenizer, answer)) for answer in answers]
 
     @property
     def causal(self) -> Any:

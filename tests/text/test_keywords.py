@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from stages import keywords
+from stages.policies.text import keywords
 
 
 def told(text: str) -> list[list[str]]:
