@@ -15,6 +15,7 @@ from stages.config import Choice, Run
 from stages.journal import Journal
 from stages.learn import Optimize
 from stages.policies import family
+from stages.policies.text.memory import trim
 from stages.records import Pair
 
 BETA, RATE, BATCH = 0.1, 1e-4, 4
@@ -35,13 +36,13 @@ class Clock(Journal):
         self.losses.append(float(values["loss"]))
 
 
-def settings(epochs: int, rank: int, **more: Any) -> Optimize:
-    """As TRL is told, but a pair a forward pass: four of them are the same step, with a quarter of the activations."""
+def settings(epochs: int, rank: int, at_once: int = 1, **more: Any) -> Optimize:
+    """As TRL is told, but `at_once` pairs a forward pass: the same step, with fewer activations or in less time."""
     return Optimize(
         objective=Choice.model_validate({"name": "dpo", "beta": BETA}),
         num_train_epochs=epochs,
-        per_device_train_batch_size=1,
-        gradient_accumulation_steps=BATCH,
+        per_device_train_batch_size=at_once,
+        gradient_accumulation_steps=BATCH // at_once,
         learning_rate=RATE,
         lr_scheduler_type="constant",
         warmup_ratio=0.0,
@@ -73,6 +74,7 @@ def ours(folder: Path, model: Path, run: Run, chosen: Optimize, home: Path) -> d
     reference = time.perf_counter() - start
     del policy
     gc.collect()  # the stages are processes of their own
+    trim()
     policy = family.to_train(run, model, lora_r=chosen.lora_r)
     scratch = home / "scratch"
     scratch.mkdir()

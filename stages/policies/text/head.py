@@ -20,7 +20,7 @@ from torch import Tensor
 
 from stages.policies.text.linear import product
 
-ELEMENTS = 2**23  # logits of a chunk: 32 MiB in float32
+ELEMENTS = 2**22  # logits of a chunk: 16 MiB in float32
 
 
 @dataclass(frozen=True)

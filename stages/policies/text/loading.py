@@ -12,6 +12,7 @@ from torch import nn
 
 from stages.errors import UserError
 from stages.policies.text import linear
+from stages.policies.text.memory import trim
 from stages.policies.weights import check_weights
 
 LORA_TARGETS = "all-linear"
@@ -49,6 +50,7 @@ def read(
     elif gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     linear.speed_up(model)
+    trim()
     return model, tokenizer
 
 
