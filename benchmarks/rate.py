@@ -11,7 +11,8 @@ divided by the time of a step of the real loop. Counted, once each:
 - attention on (query, key) pairs that see each other: two products forward, four backward
 
 Not counted: padding, anything computed twice, elementwise work, the optimizer. The ceiling is oneDNN's product at the
-same shapes and numbers of rows, forward and backward, timed alone and weighed as the step weighs them.
+same shapes and numbers of rows, forward and backward, timed alone and weighed as the step weighs them. A step's pairs
+share one forward pass, the stage's default; `benchmarks.dpo` takes one a pass, for less memory and less speed.
 """
 
 from __future__ import annotations
@@ -131,7 +132,7 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
     counted = useful(policy, rows)
     with torch.no_grad():
         total, before = ceiling(policy, rows, job["repetitions"])
-    told = _dpo.ours(folder, model, run_of(), _dpo.settings(job["steps"] + 1, RANK), Path.cwd())
+    told = _dpo.ours(folder, model, run_of(), _dpo.settings(job["steps"] + 1, RANK, _dpo.BATCH), Path.cwd())
     with torch.no_grad():
         total, after = ceiling(policy, rows, job["repetitions"])
     return {
