@@ -153,8 +153,8 @@ def samples(prompts: list[Prompt], base: Answers, final: Answers) -> list[Sample
     for i, prompt in enumerate(prompts):
         before, after = base.candidates[i], final.candidates[i]
         pictures = [[c.image for c in one.every if c.prompt == prompt.id and c.image] for one in (base, final)]
-        asked, *said = (prompt.shown(text) for text in (prompt.messages[-1].content, before.text, after.text))
-        about = asked, prompt.kind, *said, before.scores, after.scores
+        asked, first, last = (prompt.shown(text) for text in (prompt.messages[-1].content, before.text, after.text))
+        about = asked, prompt.kind, first, last, before.scores, after.scores
         score = after.score if after.image else None
         credit = [] if prompt.checks.get("withhold") else token_credit(final, i)
         found.append(Sample(*about, final.prob[i], final.independent[i], pictures[0], pictures[1], score, credit))

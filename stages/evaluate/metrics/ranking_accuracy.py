@@ -1,7 +1,7 @@
 """Ranking accuracy: how often the policy gives the preferred answer the higher likelihood, and how often it could."""
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field
@@ -106,7 +106,7 @@ class RankingAccuracy:
         reference_by_step = rows["chosen_ref"] / w_steps - rows["rejected_ref"] / l_steps
         prob, wrong = rows["pair_prob"], reference < 0
         ideal = [np.mean(ranking.idealized(r, prob, self.beta, self.clip)) for r in (reference, reference_by_step)]
-        found = {
+        found: dict[str, Any] = {
             "ranking_accuracy": np.mean(policy >= 0),
             "normalized_ranking_accuracy": np.mean(by_step >= 0),
             "reward_accuracy": np.mean((np.sign(policy - reference) + 1) / 2),
