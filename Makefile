@@ -30,7 +30,7 @@ repro: install  ## run the pipeline on the embedded default: prompts in, aligned
 test: install  ## all tests, under ten minutes on two cores
 	$(PY) -m pytest -n 2 --dist loadgroup
 
-claims: install  ## what the papers' methods are claimed to do, measured on real digits: 15 minutes on one core
+claims: install  ## what the papers' methods are claimed to do, measured over seeds: half an hour on one core
 	OMP_NUM_THREADS=1 TQDM_DISABLE=1 $(PY) -m pytest -m claims tests/claims -s
 	$(PY) -m stages.parts > /dev/null
 
