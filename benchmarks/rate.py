@@ -11,8 +11,8 @@ divided by the time of a step of the real loop. Counted, once each:
 - attention on (query, key) pairs that see each other: two products forward, four backward
 
 Not counted: padding, anything computed twice, elementwise work, the optimizer. The ceiling is oneDNN's product at the
-same shapes and numbers of rows, forward and backward, timed alone and weighed as the step weighs them. A step's pairs
-share one forward pass, the stage's default; `benchmarks.dpo` takes one a pass, for less memory and less speed.
+same shapes and numbers of rows, forward and backward, timed alone and weighed as the step weighs them. A step is taken
+twice: its pairs share one forward pass, the stage's default, or each has its own, as in `benchmarks.dpo`, for memory.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
     counted = useful(policy, rows)
     with torch.no_grad():
         total, before = ceiling(policy, rows, job["repetitions"])
-    told = _dpo.ours(folder, model, run_of(), _dpo.settings(job["steps"] + 1, RANK, _dpo.BATCH), Path.cwd())
+    told = _dpo.ours(folder, model, run_of(), _dpo.settings(job["steps"] + 1, RANK, job["pass"]), Path.cwd())
     with torch.no_grad():
         total, after = ceiling(policy, rows, job["repetitions"])
     return {
@@ -174,7 +174,9 @@ def body(chosen: argparse.Namespace, arena: Arena) -> str:
         pairs = _pairs.fitting(family.load(run_of(), model), found, _dpo.BATCH, LONGEST)
         _dpo.write(folder, model, pairs, run_of(), RANK)
         job = {"folder": str(folder), "model": str(model), "steps": steps, "repetitions": chosen.repetitions}
-        sections.append(section(name, arena.apart(f"rate-{number}", job)))
+        for together in (_dpo.BATCH, 1):
+            told = arena.apart(f"rate-{number}-{together}", {**job, "pass": together})
+            sections.append(section(f"{name}, pairs a pass: {together}", told))
     head = f"DPO, {_dpo.BATCH} pairs a step, LoRA r = {RANK}; medians and ranges of {steps} steps."
     return "\n\n".join([head, *sections])
 
