@@ -109,7 +109,8 @@ def test_the_reference_stage_keeps_every_caption_and_picture(project):
     assert tensors["latents"].shape == (14, 2, 8, 8)
     assert all(len(key) == 32 for key in held["keys"]), "digests, not pictures"
     assert facts().items() <= held.items()
-    assert {f.name for f in folder.iterdir()} == {f"{n}.safetensors" for n in ("captions", "latents", "logps")}
+    kept = {f"{name}.safetensors" for name in ("captions", "latents", "logps")}
+    assert {file.name for file in folder.iterdir()} == {*kept, "difficulty.json"}
 
 
 def test_a_recalled_policy_encodes_nothing_and_prices_the_same_bits(project):

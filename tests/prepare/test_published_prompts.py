@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from flows import recipes
-from stages import entry, images, parts, records
+from stages import chosen, entry, images, records
 from stages.evaluate.geneval import metadata
 from stages.records import Candidate, Pair, Prompt, Single
 
@@ -39,7 +39,7 @@ def test_a_published_file_of_prompts_runs_through_the_stages(name, tmp_path, mon
     for overlay in (recipes.load("tiny_image"), OVER, {"prepare": {"prompts": str(DATA / name)}}):
         params = recipes.apply(params, overlay)
     recipes.write(tmp_path / "params.yaml", params)
-    parts.main(["--chosen"])
+    chosen.main()
     for stage in STAGES:
         entry.execute(importlib.import_module(f"stages.{stage}.run").STAGE)
 
