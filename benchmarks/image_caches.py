@@ -28,7 +28,7 @@ from torch import Tensor
 from benchmarks._report import RESULTS, machine, publish
 from stages import feed, images
 from stages.batches import Pairs
-from stages.feed import Cache
+from stages.cached import Cache
 from stages.optimize.objectives.dpo import dpo
 from stages.policies.image import Policy, Settings, tiny
 from stages.policies.image.memory import Memory

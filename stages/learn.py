@@ -11,10 +11,11 @@ from pydantic import Field
 
 from stages import diagnose, feed, loop, parts
 from stages.batches import Item, Pairs
+from stages.cached import Cache
 from stages.config import Choice, Run, Training
 from stages.diagnose import Diagnose, Monitor
 from stages.errors import UserError
-from stages.feed import Cache, Example
+from stages.feed import Example
 from stages.online import Online
 from stages.parts import Part
 from stages.preferences import Preference

@@ -38,7 +38,7 @@ from stages.samples import (
 )
 
 if TYPE_CHECKING:
-    from stages.feed import Cache
+    from stages.cached import Cache
     from stages.journal import Journal
     from stages.learn import Optimize
     from stages.policies.family import Policy

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from stages import feed, learn, loop
+from stages import cached, feed, learn, loop
 from stages.config import Choice, Run
 from stages.errors import UserError
 from stages.journal import Journal
@@ -129,7 +129,7 @@ def train(folder: Path, scratch: Path, *, stop_after: int | None = None, watch=N
             policy,
             data,
             settings,
-            feed.Cache.load(kept, {}),
+            cached.Cache.load(kept, {}),
             seed=4,
             scratch=scratch,
             journal=journal,

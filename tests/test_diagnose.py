@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from stages import diagnose, feed, learn
+from stages import cached, diagnose, feed, learn
 from stages.config import Choice, Run
 from stages.diagnose import Diagnose
 from stages.errors import UserError
@@ -74,7 +74,7 @@ def train(
     about = {"seed": 4, "scratch": scratch, "label": "test", "watch": note}
     with Killed("optimize", scratch / "journal", {}, {}, root=scratch / "outbox") as journal:
         journal.at = kill
-        learn.learn(policy, data, settings, feed.Cache.load(kept, {}), journal=journal, **about)
+        learn.learn(policy, data, settings, cached.Cache.load(kept, {}), journal=journal, **about)
     return policy, [json.loads(line) for line in journal.metrics.read_text().splitlines()], journal
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from stages import feed, learn, online
+from stages import cached, feed, learn, online
 from stages.config import Choice, Run
 from stages.errors import UserError
 from stages.labelling import completion
@@ -42,7 +42,7 @@ def configured(lambda_kl: float = 0.1, **settings) -> Optimize:
     return Optimize(objective=Choice(name="hypo", lambda_kl=lambda_kl), online=Online(**ASKED), **given)
 
 
-def cached(folder: Path) -> feed.Cache:
+def cached(folder: Path) -> cached.Cache:
     return feed.reference(TextPolicy.load(folder), [item for pair in PAIRS for item in feed.items(pair)])
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from stages import feed, loop
+from stages import cached, feed, loop
 from stages.config import Training
 from stages.optimize.objectives.dpo import dpo
 from stages.policies import tiny
@@ -61,7 +61,7 @@ def train(folder: Path, scratch: Path, stop_after: int | None = None, **settings
     kept = scratch / "reference.safetensors"
     if not kept.exists():
         feed.reference(TextPolicy.load(folder), [item for pair in data for item in feed.items(pair)]).save(kept, {})
-    cache = feed.Cache.load(kept, {})
+    cache = cached.Cache.load(kept, {})
     notes = Notes(scratch / "metrics.jsonl")
     if notes.metrics.exists():
         notes.rows = [json.loads(line) for line in notes.metrics.read_text().splitlines()]

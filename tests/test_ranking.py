@@ -6,8 +6,8 @@ import torch
 from scipy.special import logit
 
 from stages import ranking
+from stages.cached import Cache
 from stages.evaluate.metrics.ranking_accuracy import RankingAccuracy
-from stages.feed import Cache
 from stages.records import Completion, Message, Pair, Ranking
 from stages.reference.ranks import difficulty, summary
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from stages import feed, files, learn, online, panel, preferences, records, toolbox, watch
+from stages import cached, feed, files, learn, online, panel, preferences, records, toolbox, watch
+from stages.cached import Cache
 from stages.config import Config, Run
 from stages.entry import Job, Stage
 from stages.errors import UserError
-from stages.feed import Cache
 from stages.learn import Optimize
 from stages.panel import Tools
 from stages.parts import Part
@@ -82,8 +82,8 @@ def material(objective: Part, policy: Policy, run: Run) -> tuple[Sequence[Prompt
 
 def remembered(policy: Policy, run: Run) -> Cache:
     """Reference log-probs of the labelled answers; the policy starts from what else the reference computed."""
-    facts = feed.facts(POLICY, LABELS, family.settings(run))
-    feed.recall(policy, CACHE.parent, facts)
+    facts = cached.facts(POLICY, LABELS, family.settings(run))
+    cached.recall(policy, CACHE.parent, facts)
     return Cache.load(CACHE, facts)
 
 

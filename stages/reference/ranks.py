@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from stages import feed, ranking
-from stages.feed import Cache, Example
+from stages.cached import Cache
+from stages.feed import Example
 from stages.records import Pair, Ranking
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from stages import feed, files, preferences, revision
+from stages import cached, feed, files, preferences, revision
 from stages.config import Config, Run
 from stages.entry import Job, Stage
 from stages.feed import Example
@@ -46,9 +46,9 @@ def run(job: Job[Settings]) -> dict[str, float]:
         pairs = feed.only_pairs(labelled, "revisions are made of pairs", where="params.yaml reference.revisions")
         labelled = [revision.of(pair) for pair in pairs]
     cache = feed.reference(policy, feed.at_draws(policy, labelled, job.config.reference.draws))
-    facts = feed.facts(POLICY, LABELS, family.settings(run))
+    facts = cached.facts(POLICY, LABELS, family.settings(run))
     cache.save(job.out / "logps.safetensors", facts)
-    feed.remember(policy, job.out, facts)
+    cached.remember(policy, job.out, facts)
     tokens = sum(len(values) for values in cache.values())
     draws = job.config.reference.draws if policy.seeded else 1
     hardness = ranks.difficulty(cache, labels, draws)

@@ -9,10 +9,10 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from stages import feed, files, labelling, learn, panel, parts, preferences, records, rollout, toolbox
+from stages.cached import Cache
 from stages.config import Choice, Config, Run
 from stages.entry import Job, Stage
 from stages.errors import UserError, nearest
-from stages.feed import Cache
 from stages.learn import Optimize
 from stages.panel import Panel, Tools
 from stages.policies import family

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor
 
-from stages import feed, labelling, learn, online, preferences
+from stages import cached, feed, labelling, learn, online, preferences
 from stages.batches import Groups
 from stages.config import Choice, Run
 from stages.label.rewards import brightness
@@ -72,7 +72,7 @@ def offline(
         **CONSTANT,
     )
     part, _ = settings.objective.part("objective", "optimize.objective")
-    cache = feed.Cache()
+    cache = cached.Cache()
     if "reference" in part.spec.needs:
         examples = feed.examples(part, labelled, where="labels")
         cache = feed.reference(reference, [i for e in examples for draw in range(epochs) for i in feed.items(e, draw)])

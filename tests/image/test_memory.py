@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from stages import feed, images, records
+from stages import cached, feed, images, records
 from stages.config import Choice, Run
 from stages.entry import Job
 from stages.errors import UserError
@@ -96,7 +96,7 @@ def calls(policy: Policy) -> list[str]:
 
 
 def facts(settings: Settings = Settings()) -> dict[str, str]:
-    return feed.facts(reference.POLICY, reference.LABELS, settings)
+    return cached.facts(reference.POLICY, reference.LABELS, settings)
 
 
 def test_the_reference_stage_keeps_every_caption_and_picture(project):
@@ -116,7 +116,7 @@ def test_the_reference_stage_keeps_every_caption_and_picture(project):
 def test_a_recalled_policy_encodes_nothing_and_prices_the_same_bits(project):
     asked = [item for pair in pairs() for item in feed.items(pair)]
     plain, recalled = Policy.load(reference.POLICY), Policy.load(reference.POLICY)
-    feed.recall(recalled, reference.STAGE.output, facts())
+    cached.recall(recalled, reference.STAGE.output, facts())
     seen = calls(recalled)
     assert torch.equal(recalled.log_probs(asked).logp, plain.log_probs(asked).logp)
     assert seen == []
@@ -160,13 +160,13 @@ def test_a_cache_of_something_else_is_refused(project, name, fact):
 def test_a_text_encoder_that_learns_never_uses_what_was_recalled(project):
     policy = Policy.load(reference.POLICY, trainable=True)
     seen = calls(policy)
-    feed.recall(policy, reference.STAGE.output, facts())
+    cached.recall(policy, reference.STAGE.output, facts())
     assert (len(policy.captions.known), len(policy.codec.known)) == (0, 14)
     priced = policy.log_probs([item for pair in pairs() for item in feed.items(pair)])
     assert seen == ["CLIPTextModel"]
     priced.logp.sum().backward()
     assert all(p.grad is not None for name, p in policy.parameters().items() if name.startswith("text_encoder"))
-    feed.remember(policy, project / "kept", facts())
+    cached.remember(policy, project / "kept", facts())
     assert [f.name for f in (project / "kept").iterdir()] == ["latents.safetensors"]
 
 
@@ -185,6 +185,6 @@ def test_a_family_without_memories_needs_nothing(tmp_path):
 
     text.language_model(tmp_path / "model")
     policy = TextPolicy.load(tmp_path / "model")
-    feed.remember(policy, tmp_path / "kept", {})
-    feed.recall(policy, tmp_path / "kept", {})
+    cached.remember(policy, tmp_path / "kept", {})
+    cached.recall(policy, tmp_path / "kept", {})
     assert not (tmp_path / "kept").exists()
