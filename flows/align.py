@@ -160,6 +160,7 @@ def conduct(plan: experiments.Experiment, recipe: str, retries: int, course: Cou
         workspace = experiments.enter(plan)
         env = tracking.environment(plan.root, run=plan.name, recipe=recipe)
         dvc.pull(workspace, log)
+        dvc.forget_lost(workspace)
         course(workspace, lambda names: run_stages(workspace, names, env, retries, timer))
         dvc.push(workspace, log)
         metrics = experiments.leave(plan)

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from flows import recipes
 from stages.errors import UserError
 
 Report = Callable[[str], None]
@@ -185,6 +186,24 @@ def push(root: Path, report: Report = silent) -> None:
     """Send results and their run-cache to the remote; nothing where there is no remote."""
     if remote(root):
         run(root, "push", "--run-cache", report=report)
+
+
+def forget_lost(root: Path) -> None:
+    """Take the stages out of dvc.lock whose results are neither here nor in the cache.
+
+    DVC takes such an entry for the run that it wants back and, for want of its results, runs the stage, though the
+    run-cache may hold another run of it. A lock that was committed elsewhere, by a machine whose results differ in
+    their last digits, would so cost every experiment the first stages anew.
+    """
+    file, objects = root / "dvc.lock", cache(root) / "files" / "md5"
+    if not file.exists():
+        return
+    lock = recipes.read(file)
+    for name, stage in list(lock.get("stages", {}).items()):
+        outs = {root / out["path"]: objects / out["md5"][:2] / out["md5"][2:] for out in stage.get("outs", [])}
+        if not all(here.exists() or kept.exists() for here, kept in outs.items()):
+            del lock["stages"][name]
+    recipes.write(file, lock)
 
 
 def experiments(root: Path) -> list[str]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from flows import experiments, recipes
+from flows import dvc, experiments, recipes
 from tests.flows import project
 
 
@@ -32,3 +32,26 @@ def test_edits_and_commits_after_the_plan_do_not_reach_it(folder: Path) -> None:
     assert plan.params["run"]["seed"] == 3
     assert plan.params["optimize"]["learning_rate"] == 5e-7
     assert experiments.plan(folder, None, 3, []).name != plan.name
+
+
+def test_results_that_were_committed_elsewhere_cost_no_second_run(folder: Path) -> None:
+    """The lock names results of another machine; those of this one are in the run-cache, and are taken from there."""
+    dvc.repro(folder, "evaluate", single=False)
+    lock = folder / "dvc.lock"
+    (folder / "metrics/evaluate.json").unlink()
+    held = recipes.read(lock)
+    held["stages"]["prepare"]["outs"][0]["md5"] = "0" * 32 + ".dir"
+    recipes.write(lock, held)
+    subprocess.run(["git", "add", "-A"], cwd=folder, check=True)
+    subprocess.run(
+        ["git", *project.USER, "commit", "--quiet", "-m", "the lock of another machine"], cwd=folder, check=True
+    )
+    ran = len(project.log(folder))
+    workspace = experiments.enter(experiments.plan(folder, None, None, []))
+    dvc.forget_lost(workspace)
+    assert "prepare" not in recipes.read(workspace / "dvc.lock")["stages"]
+    assert "optimize" in recipes.read(workspace / "dvc.lock")["stages"]
+    for stage in dvc.stages(workspace):
+        dvc.repro(workspace, stage)
+    assert len(project.log(folder)) == ran
+    assert (workspace / "data/prepare/result").exists()
