@@ -24,7 +24,7 @@ class Prepare(Config):
 
     model: str = "smollm2-135m-instruct"  # inside a wheel; or a hub id; or a local folder
     encoder: str = "all-minilm-l6-v2"
-    prompts: str = "builtin"  # or digits, scenes (worlds.py), or vaults (attacks.py); or a file (readers.py)
+    prompts: str = "builtin"  # or a world: digits, scenes, personas, vaults (worlds.py); or a file (readers.py)
     shape: str = "auto"
     columns: dict[str, str] = Field(default_factory=dict)  # expected column -> the file's own name for it
     ties: Literal["drop", "keep"] = "drop"  # of pairs of images that people saw as equal
@@ -70,11 +70,7 @@ def read(config: Prepare, seed: int, quarantine: Path) -> tuple[list[Prompt], li
         return prompts.builtin("train", config.train, seed), prompts.builtin("test", config.test, seed), 0
     if config.prompts in worlds.WORLDS:
         quarantine.write_text("")
-        return (*worlds.world(config.prompts, config.train, config.test, seed), 0)
-    if config.prompts == "vaults":
-        quarantine.write_text("")
-        train, test = attacks.build(attacks.vaults(), config.attacks or Attacks(), config.train, config.test, seed)
-        return train, test, 0
+        return (*worlds.world(config.prompts, config.train, config.test, seed, config.attacks), 0)
     found = read_prompts(
         Path(config.prompts),
         shape=config.shape,

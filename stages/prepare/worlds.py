@@ -1,4 +1,4 @@
-"""The embedded worlds: real handwritten digits, drawn scenes, made-up people. None needs a download."""
+"""The embedded worlds: handwritten digits, drawn scenes, made-up people, guarded vaults. None needs a download."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -11,18 +11,20 @@ from stages import images
 from stages.errors import UserError, nearest
 from stages.personas import world as personas
 from stages.personas.world import Split
+from stages.prepare import attacks
+from stages.prepare.attacks import Attacks
 from stages.records import Completion, Message, Prompt
 from stages.scenes.draw import render
 from stages.scenes.words import KINDS, caption, split
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-WORLDS = ("digits", "scenes", "personas")
+WORLDS = ("digits", "scenes", "personas", "vaults")
 REAL = 1500  # of the 1797 images of digits; the others are held out
 
 Row = TypeVar("Row")
 
 
-def world(name: str, train: int, test: int, seed: int) -> tuple[list[Prompt], list[Prompt]]:
+def world(name: str, train: int, test: int, seed: int, how: Attacks | None = None) -> tuple[list[Prompt], list[Prompt]]:
     """Training prompts, pictures each with its own in `given`, and held-out prompts without one.
 
     The first n of either list hold all kinds (all ten digits) as evenly as can be, whatever n is.
@@ -30,10 +32,12 @@ def world(name: str, train: int, test: int, seed: int) -> tuple[list[Prompt], li
     Args:
         name: `digits`: scikit-learn's, 8 x 8 grey, `answer` is the digit; or `scenes`: 32 x 32 in colour, `checks`
             says what they show and `kind` is GenEval's task. Held-out scenes are of compositions that no training
-            scene is of. Or `personas`: questions to made-up people, `checks` holds what is true of them.
+            scene is of. Or `personas`: questions to made-up people, `checks` holds what is true of them. Or `vaults`:
+            a code word that is asked for in attack styles, see attacks.py.
         train: how many; of digits at most 1500.
         test: how many; of digits at most 297. Scenes repeat captions once all were used.
         seed: the same seed gives the same lists.
+        how: attacks are made of vaults.
 
     Raises:
         UserError: no such world, or more digits than exist.
@@ -41,6 +45,9 @@ def world(name: str, train: int, test: int, seed: int) -> tuple[list[Prompt], li
     if name not in WORLDS:
         where = "params.yaml prepare.prompts"
         raise UserError(f"no world is called '{name}'", where=where, mend=nearest(name, [*WORLDS]))
+    if name == "vaults":
+        own, held_out = attacks.build(attacks.vaults(), how or Attacks(), train, test, seed)
+        return own, held_out
     make = {"digits": _digits, "scenes": _scenes, "personas": personas.prompts}[name]
     return make("train", train, seed), make("test", test, seed)
 
