@@ -68,6 +68,34 @@ class Rows:
         return f"metric {self.metric}"
 
 
+class OfPairs:
+    """What metrics of held-out pairs take: their log-probs under both policies, and how they were labelled."""
+
+    def __init__(self, metric: str) -> None:
+        self.rows = Rows(metric)
+
+    def update(
+        self,
+        chosen_logp: Sequence[float],
+        rejected_logp: Sequence[float],
+        chosen_ref: Sequence[float],
+        rejected_ref: Sequence[float],
+        chosen_steps: Sequence[int],
+        rejected_steps: Sequence[int],
+        pair_prob: Sequence[float],
+    ) -> None:
+        """Add rows."""
+        self.rows.add(
+            chosen_logp=chosen_logp,
+            rejected_logp=rejected_logp,
+            chosen_ref=chosen_ref,
+            rejected_ref=rejected_ref,
+            chosen_steps=chosen_steps,
+            rejected_steps=rejected_steps,
+            pair_prob=pair_prob,
+        )
+
+
 def spread(values: Floats, confidence: float) -> dict[str, float]:
     """Standard error of the mean (ddof 1) and its normal interval; for one row, which has no spread, nothing.
 

@@ -1,6 +1,5 @@
 """Calibration of the policy itself: whether answers it finds likely are those it ranks right."""
 
-from collections.abc import Sequence
 from typing import Annotated
 
 import numpy as np
@@ -8,7 +7,7 @@ from pydantic import Field
 from scipy.special import expit
 
 from stages.evaluate.metrics._bins import both_orders, ece
-from stages.evaluate.metrics._rows import Rows
+from stages.evaluate.metrics._rows import OfPairs
 from stages.parts import part
 
 
@@ -20,7 +19,7 @@ from stages.parts import part
     range=(0.0, 1.0),
     higher=False,
 )
-class LikelihoodCalibration:
+class LikelihoodCalibration(OfPairs):
     """Two expected calibration errors of a policy on held-out pairs, without any other model.
 
         likelihood_calibration = ECE of exp(L_w / |w|) against 1[L_w / |w| > L_l / |l|]
@@ -57,28 +56,7 @@ class LikelihoodCalibration:
         bins: Annotated[int, Field(ge=1)] = 10,
     ) -> None:
         self.beta, self.bins = beta, bins
-        self.rows = Rows("likelihood_calibration")
-
-    def update(
-        self,
-        chosen_logp: Sequence[float],
-        rejected_logp: Sequence[float],
-        chosen_ref: Sequence[float],
-        rejected_ref: Sequence[float],
-        chosen_steps: Sequence[int],
-        rejected_steps: Sequence[int],
-        pair_prob: Sequence[float],
-    ) -> None:
-        """Add rows."""
-        self.rows.add(
-            chosen_logp=chosen_logp,
-            rejected_logp=rejected_logp,
-            chosen_ref=chosen_ref,
-            rejected_ref=rejected_ref,
-            chosen_steps=chosen_steps,
-            rejected_steps=rejected_steps,
-            pair_prob=pair_prob,
-        )
+        super().__init__("likelihood_calibration")
 
     def compute(self) -> dict[str, float]:
         """Both errors, and the means of the first one's sides."""

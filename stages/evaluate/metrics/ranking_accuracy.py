@@ -1,13 +1,12 @@
 """Ranking accuracy: how often the policy gives the preferred answer the higher likelihood, and how often it could."""
 
-from collections.abc import Sequence
 from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field
 
 from stages import ranking
-from stages.evaluate.metrics._rows import Confidence, Rows, wilson
+from stages.evaluate.metrics._rows import Confidence, OfPairs, wilson
 from stages.parts import part
 
 
@@ -17,7 +16,7 @@ from stages.parts import part
     needs=("reference", "scores"),
     range=(0.0, 1.0),
 )
-class RankingAccuracy:
+class RankingAccuracy(OfPairs):
     """Shares of held-out pairs that are ranked right, each in 0..1.
 
         ranking_accuracy            mean 1[L_w >= L_l]                      L: log-prob under the policy
@@ -73,28 +72,7 @@ class RankingAccuracy:
         confidence: Confidence = 0.95,
     ) -> None:
         self.beta, self.clip, self.confidence = beta, clip, confidence
-        self.rows = Rows("ranking_accuracy")
-
-    def update(
-        self,
-        chosen_logp: Sequence[float],
-        rejected_logp: Sequence[float],
-        chosen_ref: Sequence[float],
-        rejected_ref: Sequence[float],
-        chosen_steps: Sequence[int],
-        rejected_steps: Sequence[int],
-        pair_prob: Sequence[float],
-    ) -> None:
-        """Add rows."""
-        self.rows.add(
-            chosen_logp=chosen_logp,
-            rejected_logp=rejected_logp,
-            chosen_ref=chosen_ref,
-            rejected_ref=rejected_ref,
-            chosen_steps=chosen_steps,
-            rejected_steps=rejected_steps,
-            pair_prob=pair_prob,
-        )
+        super().__init__("ranking_accuracy")
 
     def compute(self) -> dict[str, float]:
         """All shares over the pairs so far."""
