@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import combinations
 
 import numpy as np
 
-from stages import parts
 from stages.labelling import TIE
 from stages.records import Candidate, Pair, Prompt
 
 Orders = Mapping[str, Sequence[tuple[float, float]]]  # by judge: P(chosen) shown first, P(chosen) shown second
 
 
-def audit(candidates: Sequence[Candidate], pairs: Sequence[Pair], *, orders: Orders | None = None) -> dict[str, float]:
+def audit(
+    candidates: Sequence[Candidate],
+    pairs: Sequence[Pair],
+    *,
+    lower: Collection[str] = (),
+    orders: Orders | None = None,
+) -> dict[str, float]:
     """Figures that should be read before training; those that nothing can be said of are left out.
 
     | figure | what it is | of concern |
@@ -35,6 +40,7 @@ def audit(candidates: Sequence[Candidate], pairs: Sequence[Pair], *, orders: Ord
     Args:
         candidates: scored, of all prompts.
         pairs: made of them.
+        lower: keys of rewards of which less is better.
         orders: what each judge said of the pairs, as `labelling.rejudge` records it.
 
     >>> said = [Candidate(id=f"p/{i}", prompt="p", text=t, finished=True, score=s)
@@ -50,7 +56,7 @@ def audit(candidates: Sequence[Candidate], pairs: Sequence[Pair], *, orders: Ord
         found["blank"] = sum(c.blank for c in candidates) / len(candidates)
     if twos:
         found["ties"] = sum(abs((one.score or 0) - (two.score or 0)) <= TIE for one, two in twos) / len(twos)
-    return {**found, **_length(pairs), **_agreement(twos), **_order(orders or {})}
+    return {**found, **_length(pairs), **_agreement(twos, lower), **_order(orders or {})}
 
 
 def leaks(train: Sequence[Prompt], held_out: Sequence[Prompt]) -> int:
@@ -92,17 +98,15 @@ def _length(pairs: Sequence[Pair]) -> dict[str, float]:
     return found
 
 
-def _agreement(twos: Sequence[tuple[Candidate, Candidate]]) -> dict[str, float]:
+def _agreement(twos: Sequence[tuple[Candidate, Candidate]], lower: Collection[str]) -> dict[str, float]:
     """How often each reward orders two candidates as the mix does."""
     agree: dict[str, list[bool]] = defaultdict(list)
-    known = parts.names("reward")
     for one, two in twos:
         mix = (one.score or 0.0) - (two.score or 0.0)
         for name in sorted(one.scores.keys() & two.scores.keys()):
             lone = one.scores[name] - two.scores[name]
             if min(abs(mix), abs(lone)) > TIE:
-                turned = name in known and not parts.find("reward", name).spec.higher
-                agree[name].append((mix * lone > 0) != turned)
+                agree[name].append((mix * lone > 0) != (name in lower))
     return {f"agreement/{name}": sum(same) / len(same) for name, same in agree.items()}
 
 

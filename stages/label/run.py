@@ -57,7 +57,8 @@ def run(job: Job[Settings]) -> dict[str, float]:
     records.write(job.out / "preferences.jsonl", told)
     records.write(job.out / "demonstrations.jsonl", labelling.demonstrations(prompts, scored))
     pairs = [p for p in told if isinstance(p, Pair)]
-    found = audit(scored, pairs, orders=orders) if pairs else {}
+    lower = [seat.key for seat in panel.seats(config, "reward") if not seat.part.spec.higher]
+    found = audit(scored, pairs, lower=lower, orders=orders) if pairs else {}
     if config.flip:
         found["flipped"] = len(turned) / len(told)
     found["leaks"] = float(leaks(prompts, records.read(HELD_OUT, Prompt)))
