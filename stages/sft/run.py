@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import Field
 
-from stages import feed, loop, records
+from stages import feed, loop, parts, records
 from stages.config import Choice, Config, Run, Training
 from stages.entry import Job, Stage
 from stages.errors import UserError
@@ -16,6 +16,7 @@ from stages.policies import family
 from stages.records import Single
 
 MODEL = Path("data/prepare/model")
+GIVEN = {"entropy", "hidden"}  # what a demonstration can be priced with
 
 
 class Sft(Training):
@@ -68,8 +69,14 @@ def pricing(config: Settings) -> Run:
 
 
 def check(config: Settings) -> None:
-    """The objective exists and takes its settings, and the family takes those of `sft.policy`."""
-    config.sft.objective.part("objective", "sft.objective")
+    """The objective takes demonstrations and its settings, and the family takes those of `sft.policy`."""
+    objective, _ = config.sft.objective.part("objective", "sft.objective")
+    where, lacking = "params.yaml sft.objective.name", sorted(set(objective.spec.needs) - GIVEN)
+    parts.fits(objective, config.run.family, where=where)
+    if objective.feedback != "Singles" or objective.spec.online or lacking:
+        told = ", ".join(lacking) or objective.feedback.lower()
+        what = f"objective '{objective.name}' takes {told}, sft has demonstrations"
+        raise UserError(what, where=where, mend="choose 'nll'")
     family.settings(pricing(config))
 
 
