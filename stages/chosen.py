@@ -40,7 +40,7 @@ CHOICES = {  # by stage and kind of part: the nodes of params.yaml that choose
         "opponent": ["selfplay.opponent"],
     },
     "evaluate": {
-        "sampler": ["evaluate.sampler"],
+        "sampler": ["evaluate.sampler", "evaluate.kl_sampler"],
         "reward": ["label.rewards", "evaluate.independent.rewards"],
         "judge": ["label.judges", "evaluate.independent.judges"],
         "metric": ["evaluate.metrics"],

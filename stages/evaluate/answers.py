@@ -20,7 +20,7 @@ from stages.policies import family
 from stages.policies.family import Policy
 from stages.records import Candidate, Pair, Prompt, Single
 
-LETTER = 4  # most tokens that one letter may take, a byte each
+Chosen = tuple[Part, dict[str, Any]]  # a sampler and its settings
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,16 @@ class Drawn:
     every: list[Candidate]  # all answers, ordered by prompt
     logp: list[list[float]]  # of the steps of each prompt's first answer under the policy itself: see `price`
     pieces: list[list[str]]  # the text of each token of these answers, none of what has no tokens
+    own: list[Candidate]  # an answer to each prompt that KL is measured on; the first ones where nobody draws others
+
+
+@dataclass(frozen=True)
+class Priced:
+    """Log-probs `[n]` of answers that a policy gave, under it and under the base model, and their steps."""
+
+    logp: list[float]
+    ref_logp: list[float]
+    steps: list[int]
 
 
 @dataclass(frozen=True)
@@ -43,6 +53,7 @@ class Answers:
     logp: list[list[float]]  # of the steps of each of these under the policy: see `price`
     ref_logp: list[list[float]]  # the same under the base model
     pieces: list[list[str]]  # the text of each of their tokens
+    kl: Priced  # answers that KL is measured on
     prob: list[float]  # P(better than the base model's) under the labelling panel
     independent: list[float]  # the same under the independent panel
 
@@ -54,8 +65,8 @@ def chain(base: Path, policy: Path) -> list[tuple[str, Path]]:
 
 def sample(
     policies: Sequence[tuple[str, Path]],
-    sampler: Part,
-    settings: dict[str, Any],
+    sampler: Chosen,
+    own: Chosen | None,
     prompts: list[Prompt],
     run: Run,
     scratch: Path,
@@ -63,29 +74,64 @@ def sample(
     k: int,
     draws: int,
 ) -> dict[str, Drawn]:
-    """K answers of every policy to every prompt, with what it thinks of the first; one policy in memory at a time."""
-    drawn = {}
+    """K answers of every policy to every prompt, with what it thinks of the first; one policy in memory at a time.
+
+    Args:
+        policies: names and folders, the base model first.
+        sampler: draws the answers.
+        own: draws one answer more to each prompt, that KL is measured on; nobody does where it is None.
+        prompts: the held-out ones.
+        run: what the whole run shares.
+        scratch: where answers are kept as they come.
+        k: answers a prompt.
+        draws: of a seeded policy, see `priced`.
+    """
+    drawn: dict[str, Drawn] = {}
     for name, folder in policies:
         policy = family.load(run, folder)
-        draw = partial(sampler.function, policy, k=k, seed=run.seed, **settings)
-        every = rollout.sample(draw, prompts, k, scratch / name, label=f"answers of {name}", chunk=policy.chunk)
+        every = draw(policy, sampler, prompts, k, run.seed, scratch / name, f"answers of {name}")
         told = firsts(every)
-        own = [list(c.logps) for c in told]
-        priced = price(policy, prompts, told, draws, f"{name} itself") if policy.seeded else own
-        drawn[name] = Drawn(every, priced, [pieces(policy, c.tokens) if c.tokens else [] for c in told])
+        other = told  # the base model's KL is 0 on any
+        if own and drawn:
+            other = draw(policy, own, prompts, 1, run.seed, scratch / f"{name}-kl", f"{name} for KL")
+        logp = price(policy, prompts, told, draws, f"price {name} itself") if policy.seeded else logps(told)
+        text = [policy.pieces(c.tokens) if c.tokens else [] for c in told]  # type: ignore[attr-defined]
+        drawn[name] = Drawn(every, logp, text, other)
     return drawn
 
 
-def pieces(policy: Any, tokens: Sequence[int]) -> list[str]:
-    """The text of each token, as it reads in its place; a letter of several tokens stands with the last of them."""
-    found: list[str] = []
-    whole = 0  # tokens whose letters are complete
-    for end in range(1, len(tokens) + 1):
-        before, after = (policy.tokenizer.decode(tokens[max(0, whole - 1) : to]) for to in (whole, end))
-        complete = not after.endswith("\ufffd") or end - whole == LETTER
-        found.append(after[len(before) :] if complete else "")
-        whole = end if complete else whole
-    return found
+def draw(
+    policy: Policy, chosen: Chosen, prompts: list[Prompt], k: int, seed: int, scratch: Path, label: str
+) -> list[Candidate]:
+    """K answers of a policy to every prompt by a sampler."""
+    function = partial(chosen[0].function, policy, k=k, seed=seed, **chosen[1])
+    return rollout.sample(function, prompts, k, scratch, label=label, chunk=policy.chunk)
+
+
+def logps(candidates: Sequence[Candidate]) -> list[list[float]]:
+    """Log-probs of the steps of answers, as the policy that gave them wrote them down."""
+    return [list(candidate.logps) for candidate in candidates]
+
+
+def price_drawn(
+    base: Policy | None, prompts: Sequence[Prompt], drawn: Drawn, draws: int, label: str
+) -> tuple[list[list[float]], Priced]:
+    """Log-probs of the steps of a policy's first answers under the base model, and all that KL needs.
+
+    Args:
+        base: the base model; None where the answers are its own.
+        prompts: the held-out ones.
+        drawn: a policy's answers.
+        draws: of a seeded policy, see `priced`.
+        label: name on the progress line.
+    """
+    told = firsts(drawn.every)
+    ref = price(base, prompts, told, draws, label) if base else drawn.logp
+    other, own_ref = drawn.logp, ref
+    if base and drawn.own != told:
+        other, own_ref = logps(drawn.own), price(base, prompts, drawn.own, draws, f"{label} for KL")
+    steps = [max(1, len(c.tokens)) for c in drawn.own]
+    return ref, Priced([sum(steps) for steps in other], [sum(steps) for steps in own_ref], steps)
 
 
 def firsts(every: Sequence[Candidate]) -> list[Candidate]:
@@ -129,7 +175,7 @@ def compare(
     prompts: list[Prompt],
     drawn: Drawn,
     base: Drawn,
-    ref_logp: list[list[float]],
+    told: tuple[list[list[float]], Priced],
     panels: tuple[Panel, Panel],
     tools: Tools,
 ) -> Answers:
@@ -141,7 +187,7 @@ def compare(
         prompts: the held-out prompts.
         drawn: its answers.
         base: the base model's.
-        ref_logp: log-probs of the steps of its first answers under the base model.
+        told: what the base model thinks of them, see `price_drawn`.
         panels: the labelling panel and the independent one.
         tools: what both need.
     """
@@ -149,7 +195,7 @@ def compare(
     first, other = firsts(drawn.every), firsts(base.every)
     probs = [even if drawn is base else labelling.compare(p, prompts, first, other, tools) for p in panels]
     scored = labelling.score(panels[0], labelling.align(prompts, drawn.every), drawn.every, tools)
-    return Answers(name, folder, scored, firsts(scored), drawn.logp, ref_logp, drawn.pieces, probs[0], probs[1])
+    return Answers(name, folder, scored, firsts(scored), drawn.logp, told[0], drawn.pieces, told[1], *probs)
 
 
 def columns(final: Answers, base: Answers) -> dict[str, Any]:
@@ -162,9 +208,9 @@ def columns(final: Answers, base: Answers) -> dict[str, Any]:
         "base_length": [len(c.text) for c in base.candidates],
         "text": [c.text for c in final.candidates],
         "base_text": [c.text for c in base.candidates],
-        "logp": [sum(steps) for steps in final.logp],
-        "ref_logp": [sum(steps) for steps in final.ref_logp],
-        "steps": [max(1, len(c.tokens)) for c in final.candidates],
+        "logp": final.kl.logp,
+        "ref_logp": final.kl.ref_logp,
+        "steps": final.kl.steps,
         "entropy": [c.entropy or 0.0 for c in final.candidates],
         "image": [c.image for c in final.every],
         "base_image": [c.image for c in base.every],

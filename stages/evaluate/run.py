@@ -10,6 +10,7 @@ from pydantic import ConfigDict, Field
 from stages import panel, parts, records, toolbox
 from stages.config import Choice, Config, Run
 from stages.entry import Job, Stage
+from stages.errors import UserError
 from stages.evaluate import answers, gather, measures, pictures, report, safety
 from stages.evaluate.measures import Gate
 from stages.panel import Panel
@@ -31,6 +32,7 @@ class Evaluate(Config):
 
     policy: str  # folder of the policy that the pipeline ends with, or of one whose gate did not let it pass
     sampler: Choice = Choice(name="temperature")
+    kl_sampler: Choice | None = None  # draws other answers, that KL is measured on: the policy's own, as it is
     base: str = "data/prepare/model"  # what every policy is held against
     independent: Panel  # judges that took no part in labelling
     candidates: Annotated[int, Field(ge=1)] = 1  # answers a prompt: the first is compared, all are scored
@@ -52,8 +54,13 @@ def check(config: Settings) -> None:
     """Every part exists; the independent panel shares nobody with the labelling one."""
     panel.check(config.label, where="params.yaml label", family=config.run.family)
     panel.check(config.evaluate.independent, where="params.yaml evaluate.independent", family=config.run.family)
-    sampler, _ = config.evaluate.sampler.part("sampler", "evaluate.sampler")
-    parts.fits(sampler, config.run.family, where="params.yaml evaluate.sampler.name")
+    for key, chosen in (("sampler", config.evaluate.sampler), ("kl_sampler", config.evaluate.kl_sampler)):
+        if chosen is not None:
+            sampler, _ = chosen.part("sampler", f"evaluate.{key}")
+            parts.fits(sampler, config.run.family, where=f"params.yaml evaluate.{key}.name")
+            if "scores" in sampler.spec.needs:
+                what = f"sampler '{sampler.name}' chooses by the scores that answers are then judged by"
+                raise UserError(what, where=f"params.yaml evaluate.{key}.name", mend="generate by it, evaluate another")
     panel.apart(config.label, config.evaluate.independent, where="params.yaml evaluate.independent")
     measures.check(config.evaluate.metrics, config.run.family)
 
@@ -62,11 +69,12 @@ def run(job: Job[Settings]) -> dict[str, float]:
     """Write report.html with its data, answers.jsonl, gate.json; register the policy."""
     config, label = job.config.evaluate, job.config.label
     prompts = records.read(PROMPTS, Prompt)
-    sampler, settings = config.sampler.part("sampler", "evaluate.sampler")
+    sampler = config.sampler.part("sampler", "evaluate.sampler")
+    own = config.kl_sampler.part("sampler", "evaluate.kl_sampler") if config.kl_sampler else None
     policy = family.passed(Path(config.policy))  # what a round's gate held back is not what the pipeline ends with
     policies = answers.chain(Path(config.base), policy)
     drawn = answers.sample(
-        policies, sampler, settings, prompts, job.config.run, job.scratch, k=config.candidates, draws=config.draws
+        policies, sampler, own, prompts, job.config.run, job.scratch, k=config.candidates, draws=config.draws
     )
     needs = panel.needs(label) | panel.needs(config.independent, where="params.yaml evaluate")
     needs |= {"reward_model"} if "calibration" in config.metrics else set()
@@ -75,9 +83,9 @@ def run(job: Job[Settings]) -> dict[str, float]:
     panels = (label, config.independent)
     everyone = []
     for name, folder in policies:
-        own, first = drawn[name], answers.firsts(drawn[name].every)
-        ref = own.logp if name == "base" else answers.price(base, prompts, first, config.draws, f"price {name}")
-        everyone.append(answers.compare(name, folder, prompts, own, drawn["base"], ref, panels, tools))
+        reference = base if name != "base" else None
+        told = answers.price_drawn(reference, prompts, drawn[name], config.draws, f"price {name}")
+        everyone.append(answers.compare(name, folder, prompts, drawn[name], drawn["base"], told, panels, tools))
     final = family.load(job.config.run, policy)
     held_out = answers.held_out_pairs(prompts, everyone, label.temperature)
     columns = answers.columns(everyone[-1], everyone[0])

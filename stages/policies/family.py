@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 class Policy(Protocol):
     """What is aligned.
 
-    A family whose policies compute something once for all that follow also has a `memory`, see `feed.remember`; one
-    that can tell what an answer's key content is has `key_ranks`, see `feed.key_ranks`.
+    A family whose policies compute something once for all that follow also has a `memory`, see `cached.remember`; one
+    that can tell what an answer's key content is has `key_ranks`, see `feed.key_ranks`; one whose candidates have
+    `tokens` tells the text of each by `pieces(tokens)`.
     """
 
     family: str

@@ -30,13 +30,12 @@ def models(tmp_path_factory) -> tuple[Path, Path]:
 def both(models: tuple[Path, Path], scratch: Path, max_new_tokens: int = 12) -> list[answers.Answers]:
     """What the stage does with the base and the final policy."""
     policies, run, panel = answers.chain(*models), Run(), Panel(rewards={"length": {}})
-    sampler, settings = parts.find("sampler", "temperature"), {"max_new_tokens": max_new_tokens}
-    drawn = answers.sample(policies, sampler, settings, PROMPTS, run, scratch, k=1, draws=1)
+    sampler = parts.find("sampler", "temperature"), {"max_new_tokens": max_new_tokens}
+    drawn = answers.sample(policies, sampler, None, PROMPTS, run, scratch, k=1, draws=1)
     base, found = family.load(run, models[0]), []
     for name, folder in policies:
-        own, first = drawn[name], answers.firsts(drawn[name].every)
-        ref = own.logp if name == "base" else answers.price(base, PROMPTS, first, 1, name)
-        found.append(answers.compare(name, folder, PROMPTS, own, drawn["base"], ref, (panel, panel), Tools()))
+        told = answers.price_drawn(base if name != "base" else None, PROMPTS, drawn[name], 1, name)
+        found.append(answers.compare(name, folder, PROMPTS, drawn[name], drawn["base"], told, (panel, panel), Tools()))
     return found
 
 
@@ -66,8 +65,8 @@ def test_a_letter_of_several_tokens_stands_with_its_last_one(models) -> None:
     """The tiny tokenizer has a token for a byte: é takes two, 🙂 four, and what is no letter is shown as such."""
     policy = TextPolicy.load(models[0])
     ids = policy.tokenizer("aé 🙂.", add_special_tokens=False)["input_ids"]
-    assert answers.pieces(policy, ids) == ["a", "", "é", " ", "", "", "", "🙂", "."]
+    assert policy.pieces(ids) == ["a", "", "é", " ", "", "", "", "🙂", "."]
     torn = [*ids[:2], *ids[3:4], ids[-1]]  # the first byte of é, and no second one
-    assert answers.pieces(policy, torn) == ["a", "", "\ufffd ", "."]
-    assert answers.pieces(policy, [policy.tokenizer.eos_token_id]) == ["<|im_end|>"]
-    assert answers.pieces(policy, []) == []
+    assert policy.pieces(torn) == ["a", "", "\ufffd ", "."]
+    assert policy.pieces([policy.tokenizer.eos_token_id]) == ["<|im_end|>"]
+    assert policy.pieces([]) == []

@@ -45,13 +45,12 @@ def models(tmp_path_factory):
 def everyone(models, scratch: Path, run: Run = RUN, prompts: list[Prompt] = PROMPTS, k: int = 1):
     """What the stage does with the base and the final policy, two draws an answer."""
     folders = answers.chain(*models)
-    drawn = answers.sample(folders, DRAW, {}, prompts, run, scratch, k=k, draws=2)
+    drawn = answers.sample(folders, (DRAW, {}), None, prompts, run, scratch, k=k, draws=2)
     base = family.load(run, models[0])
     found = []
     for name, folder in folders:
-        own, first = drawn[name], answers.firsts(drawn[name].every)
-        ref = own.logp if name == "base" else answers.price(base, prompts, first, 2, name)
-        found.append(answers.compare(name, folder, prompts, own, drawn["base"], ref, (LABEL, OTHER), Tools()))
+        told = answers.price_drawn(base if name != "base" else None, prompts, drawn[name], 2, name)
+        found.append(answers.compare(name, folder, prompts, drawn[name], drawn["base"], told, (LABEL, OTHER), Tools()))
     return found
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from stages import preferences
-from stages.evaluate.answers import Answers
+from stages.evaluate.answers import Answers, Priced
 from stages.evaluate.gather import samples, table
 from tests.label.guarded import BENIGN, HARMFUL, SECRET, TOLD
 from tests.label.world import candidate
@@ -16,8 +16,8 @@ SAID = [candidate(TOLD, of=one.id, scores={"guard": 0.0}) for one in (HIDDEN, BE
 
 def answers(name: str) -> Answers:
     even = [0.5] * 2
-    logp = [[-1.0]] * 2
-    return Answers(name, Path(), SAID, SAID, logp, logp, [[TOLD]] * 2, even, even)
+    logp, kl = [[-1.0]] * 2, Priced([-1.0] * 2, [-1.0] * 2, [1, 1])
+    return Answers(name, Path(), SAID, SAID, logp, logp, [[TOLD]] * 2, kl, even, even)
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ from transformers import ByT5Tokenizer
 
 from stages import feed
 from stages.batches import Item
-from stages.errors import UserError
 from stages.policies import tiny
-from stages.policies.text import head, loading, plain
+from stages.policies.text import head, plain
+from stages.policies.text.pieces import pieces
 from stages.policies.text.policy import TextPolicy
 from stages.records import Completion, Message, Pair
 
@@ -61,23 +61,23 @@ def test_without_asking_there_are_none(policy):
 
 def test_the_pieces_make_the_text(policy):
     for item, (_, answer) in zip(ITEMS, policy.rows(ITEMS), strict=True):
-        pieces = loading.pieces(policy.tokenizer, answer)
-        assert "".join(pieces) == item.completion.text
-        assert len(pieces) == len(answer)
-        assert pieces[-1] == "", "the end of the turn"
+        told = pieces(policy.tokenizer, answer, special=False)
+        assert "".join(told) == item.completion.text
+        assert len(told) == len(answer)
+        assert told[-1] == "", "the end of the turn"
 
 
 def test_sampled_tokens_are_told_as_they_were_drawn(policy):
     """The record's text lost the space at its front; the tokens did not."""
     tokens = (*policy.tokenizer(" tea", add_special_tokens=False)["input_ids"], policy.tokenizer.eos_token_id)
-    assert loading.pieces(policy.tokenizer, tokens) == [" ", "t", "e", "a", ""]
+    assert pieces(policy.tokenizer, tokens, special=False) == [" ", "t", "e", "a", ""]
     item = Item("0", ASKED, Completion(text="tea", tokens=tokens))
     assert policy.key_ranks([item]) == [[math.inf, 1.0, 1.0, 1.0, math.inf]]
 
 
-def test_a_slow_tokenizer_is_a_mistake():
-    with pytest.raises(UserError, match="slow tokenizer"):
-        loading.pieces(ByT5Tokenizer(), [1])
+def test_a_tokenizer_of_bytes_tells_them_too():
+    tokenizer = ByT5Tokenizer()
+    assert pieces(tokenizer, tokenizer("h\u00e9").input_ids, special=False) == ["h", "", "\u00e9", ""]
 
 
 def test_a_batch_holds_them_where_they_are_needed(policy):

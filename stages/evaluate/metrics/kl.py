@@ -24,6 +24,9 @@ class Kl:
             likes far better would otherwise decide the mean. It biases k3 downwards only where it bites.
         confidence: coverage of `lower` .. `upper`, a normal interval around `kl`.
 
+    The answers must be samples of the policy as it is, at temperature 1 (`evaluate.kl_sampler`): of others, decoded
+    at a lower temperature or chosen among several, `kl` is only their mean log-ratio.
+
     `update` takes `logp`, `ref_logp` (sums over steps, nats) and `steps` (their number), all `[n]`. With one row
     `standard_error`, `lower` and `upper` are left out. k3 is taken over whole answers; a mean of per-token k3 terms,
     which trainers log, is another number.

@@ -119,7 +119,7 @@ def search(
         found = likeliest(first, advance, beams=beams, k=k, ends=ends, longest=max_new_tokens)
         rows.update(zip(batch, _rows(found, batch), strict=True))
     return [
-        policy._candidate(f"{prompt.id}/{i}", prompt.id, row)
+        policy.candidate(f"{prompt.id}/{i}", prompt.id, row)
         for number, prompt in enumerate(prompts)
         for i, row in enumerate(rows[number])
     ]

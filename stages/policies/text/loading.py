@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,18 +86,3 @@ def with_adapter(model: Any, rank: int) -> Any:
         task_type="CAUSAL_LM",
     )
     return get_peft_model(model, config)
-
-
-def pieces(tokenizer: Any, tokens: Sequence[int]) -> list[str]:
-    """The text that each token adds: none where it ends a turn, or where a character ends with a later one.
-
-    Raises:
-        UserError: the tokenizer is not one of the library `tokenizers`.
-    """
-    from tokenizers.decoders import DecodeStream
-
-    if not tokenizer.is_fast:
-        mend = "choose a model that has a fast one, or an objective without key phrases"
-        raise UserError("a slow tokenizer does not tell the text of a token", where="data/prepare/model", mend=mend)
-    stream = DecodeStream(skip_special_tokens=True)
-    return [stream.step(tokenizer.backend_tokenizer, token) or "" for token in tokens]

@@ -18,6 +18,7 @@ from stages.policies.text import attention, head, keywords, loading, plain, vllm
 from stages.policies.text.check import agrees
 from stages.policies.text.decoding import Asked, Growing, decode, rows_of, states_of
 from stages.policies.text.packing import Packed, Row, pack
+from stages.policies.text.pieces import pieces
 from stages.records import Candidate, Completion, Message, Prompt
 
 if TYPE_CHECKING:
@@ -187,7 +188,11 @@ class TextPolicy:
     def key_ranks(self, items: Sequence[Item]) -> list[list[float]]:
         """Of each token of each completion the rank of the key phrase that it is part of, see `keywords.ranks`."""
         answers = [self._fit([], item.completion)[1] for item in items]
-        return [keywords.ranks(loading.pieces(self.tokenizer, answer)) for answer in answers]
+        return [keywords.ranks(pieces(self.tokenizer, answer, special=False)) for answer in answers]
+
+    def pieces(self, tokens: Sequence[int]) -> list[str]:
+        """The text of each token of a completion, its end spelt out."""
+        return pieces(self.tokenizer, tokens, special=True)
 
     @property
     def causal(self) -> Any:
@@ -247,7 +252,7 @@ class TextPolicy:
             decode(self.causal, asked, rows, how, self.slots)
         else:
             plain.decode(self.model, asked, rows, how, self.slots, self.pad)
-        return [self._candidate(name, prompts[row.prompt].id, row) for name, row in zip(names, rows, strict=True)]
+        return [self.candidate(name, prompts[row.prompt].id, row) for name, row in zip(names, rows, strict=True)]
 
     @property
     def chunk(self) -> int:
@@ -260,7 +265,8 @@ class TextPolicy:
         ends = ends if isinstance(ends, list) else [ends]
         return torch.tensor(sorted({*ends, self.tokenizer.eos_token_id} - {None}), device=self.device)
 
-    def _candidate(self, name: str, prompt: str, row: Growing) -> Candidate:
+    def candidate(self, name: str, prompt: str, row: Growing) -> Candidate:
+        """What a row that has grown says."""
         finished = row.tokens[-1] in self.end_tokens().tolist()
         text = self.tokenizer.decode(row.tokens[: len(row.tokens) - finished], skip_special_tokens=True)
         return Candidate(
