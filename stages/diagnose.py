@@ -15,7 +15,7 @@ from stages import feed, files, signals
 from stages.batches import Item, Pairs
 from stages.config import Config
 from stages.errors import UserError
-from stages.labelling import completion
+from stages.pairs import completion
 from stages.policies.family import check_sampling
 from stages.preferences import Preference
 from stages.records import Prompt, Single

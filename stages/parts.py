@@ -40,6 +40,7 @@ NEEDS = (
     "value",  # Steps.value
     "entropy",  # Steps.entropy
     "scores",  # prob, margin or win rates of the labelled candidates
+    "rewards",  # what each reward of the panel declares, by the key of its scores (a pairing)
     "step_reward",  # Steps.reward
     "kl",  # Steps.kl
     "hidden",  # Steps.hidden

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from stages import labelling, records
 from stages.config import Choice
 from stages.errors import UserError
-from stages.panel import Panel, Tools
+from stages.pairs import rejudge
+from stages.panel import Panel, Tools, declared
+from stages.parts import Spec
 from stages.records import Candidate, Pair, Prompt, Ranking, Single
 
 Preference = Pair | Single | Ranking
@@ -36,30 +38,46 @@ def make(
         UserError: no preference came of it.
     """
     scored = labelling.score(panel, labelling.align(prompts, candidates), candidates, tools)
-    made = pair(pairing, prompts, scored, panel.temperature, seed, where)
+    made = pair(pairing, prompts, scored, panel.temperature, declared(panel), seed, where)
     pairs = [p for p in made if isinstance(p, Pair)]
-    judged = labelling.rejudge(panel, {p.id: p for p in prompts}, pairs, tools, orders=orders)
+    judged = rejudge(panel, {p.id: p for p in prompts}, pairs, tools, orders=orders)
     return scored, [*judged, *(p for p in made if not isinstance(p, Pair))]
 
 
 def pair(
-    pairing: Choice, prompts: Sequence[Prompt], scored: Sequence[Candidate], temperature: float, seed: int, where: str
+    pairing: Choice,
+    prompts: Sequence[Prompt],
+    scored: Sequence[Candidate],
+    temperature: float,
+    rewards: Mapping[str, Spec],
+    seed: int,
+    where: str,
 ) -> list[Preference]:
     """The preferences that a pairing rule makes of scored candidates, prompt by prompt.
 
     Every prompt draws from its own seeded generator, so that its pairs do not depend on the other prompts.
 
+    Args:
+        pairing: the rule.
+        prompts: what was asked.
+        scored: answers.
+        temperature: the panel's.
+        rewards: what its rewards declare, by key.
+        seed: of the draws.
+        where: node of params.yaml that chose the rule.
+
     Raises:
         UserError: no preference came of it.
     """
     part, settings = pairing.part("pairing", f"{where}.pairing")
+    handed = {"temperature": temperature, **({"rewards": rewards} if "rewards" in part.spec.needs else {})}
     by_prompt: dict[str, list[Candidate]] = {}
     for candidate in scored:
         by_prompt.setdefault(candidate.prompt, []).append(candidate)
     made: list[Preference] = []
     for prompt in prompts:
         rng = random.Random(f"{seed}:{prompt.id}")
-        made += part.function(prompt, by_prompt.get(prompt.id, []), rng, temperature=temperature, **settings)
+        made += part.function(prompt, by_prompt.get(prompt.id, []), rng, **handed, **settings)
     if not made:
         raise UserError(
             f"the pairing '{pairing.name}' makes no preference of these candidates",

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from stages import labelling
 from stages.batches import Groups, Item, Steps
+from stages.pairs import completion
 from stages.panel import Tools
 from stages.records import Candidate, Prompt
 
@@ -78,7 +79,7 @@ def draw(policy: Policy, prompts: Sequence[Prompt], online: Online, tools: Tools
 
 def item(prompt: Prompt, candidate: Candidate, epoch: int) -> Item:
     """A sample to be priced; the samples of a prompt share their draw."""
-    return Item(candidate.id, prompt.messages, labelling.completion(candidate), f"{prompt.id}~{epoch}")
+    return Item(candidate.id, prompt.messages, completion(candidate), f"{prompt.id}~{epoch}")
 
 
 def learned(samples: Samples, weight: Tensor) -> Pass:

@@ -9,10 +9,10 @@ import torch
 from stages import cached, feed, learn, online
 from stages.config import Choice, Run
 from stages.errors import UserError
-from stages.labelling import completion
 from stages.learn import Optimize
 from stages.online import HybridUpdates, Online
 from stages.optimize.run import Settings, check
+from stages.pairs import completion
 from stages.panel import Tools
 from stages.policies import tiny
 from stages.policies.text.policy import TextPolicy

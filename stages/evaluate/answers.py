@@ -14,6 +14,7 @@ from torch import Tensor
 from stages import feed, labelling, rollout
 from stages.config import Run
 from stages.feed import Example
+from stages.pairs import completion
 from stages.panel import Panel, Tools
 from stages.parts import Part
 from stages.policies import family
@@ -150,7 +151,7 @@ def price(
     Of a seeded policy it is one number, a surrogate: see `priced`.
     """
     kept = [(p, c) for p, c in zip(prompts, candidates, strict=True) if c.tokens or not c.blank]
-    wanted = [Single(id=c.id, messages=p.messages, completion=labelling.completion(c)) for p, c in kept]
+    wanted = [Single(id=c.id, messages=p.messages, completion=completion(c)) for p, c in kept]
     found = priced(policy, wanted, draws, label)
     return [found[c.id].tolist() if c.id in found else [] for c in candidates]
 
@@ -248,7 +249,7 @@ def held_out_pairs(prompts: list[Prompt], everyone: Sequence[Answers], temperatu
     """
     pairs = []
     for i, prompt in enumerate(prompts):
-        answered = [labelling.completion(a.candidates[i]) for a in everyone if not a.candidates[i].blank]
+        answered = [completion(a.candidates[i]) for a in everyone if not a.candidates[i].blank]
         traced = any(c.latents for c in answered)
         given = [c for c in prompt.given if c.score is not None and (c.latents or not traced)]
         ranked = sorted(given or answered, key=lambda c: c.score or 0.0)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 import typer
 
-from stages import directions, entry, files, labelling, parts, records
+from stages import directions, entry, files, labelling, panel, records
 from stages.errors import UserError
 from stages.records import Candidate, Prompt
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ANSWERS, PROMPTS = Path("data/evaluate/answers.jsonl"), Path("data/prepare/test.jsonl")
+REWARDS = Path("data/label/rewards.json")
 Values = Sequence[Sequence[float]]  # [n,m] of n policies and m rewards, more is better
 
 
@@ -102,8 +103,8 @@ def mean(answers: Sequence[Candidate], reward: str, folder: Path) -> float:
     Raises:
         UserError: it says something of none.
     """
-    spec = parts.find("reward", reward, where="--rewards").spec
-    said = [labelling.unit(spec, c.scores[reward]) for c in answers if reward in c.scores]
+    specs = panel.read_declared(folder / REWARDS)
+    said = [labelling.unit(specs[reward], c.scores[reward]) for c in answers if reward in specs and reward in c.scores]
     if not said:
         where, mend = str(folder / ANSWERS), f"name one of {', '.join(sorted({n for c in answers for n in c.scores}))}"
         raise UserError(f"no answer has a score '{reward}'", where=where, mend=mend)

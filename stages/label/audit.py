@@ -41,7 +41,7 @@ def audit(
         candidates: scored, of all prompts.
         pairs: made of them.
         lower: keys of rewards of which less is better.
-        orders: what each judge said of the pairs, as `labelling.rejudge` records it.
+        orders: what each judge said of the pairs, as `pairs.rejudge` records it.
 
     >>> said = [Candidate(id=f"p/{i}", prompt="p", text=t, finished=True, score=s)
     ...         for i, (t, s) in enumerate([("yes", 1.0), ("yes", 1.0), ("no", 0.0), ("", 0.0)])]

@@ -7,10 +7,11 @@ from typing import Annotated
 
 from pydantic import Field
 
-from stages import files, labelling, panel, preferences, records, toolbox
+from stages import files, panel, preferences, records, toolbox
 from stages.config import Choice, Config, Run
 from stages.entry import Job, Stage
 from stages.label.audit import audit, leaks
+from stages.pairs import demonstrations
 from stages.panel import Panel
 from stages.records import Candidate, Pair, Prompt
 
@@ -41,6 +42,8 @@ def check(config: Settings) -> None:
 def run(job: Job[Settings]) -> dict[str, float]:
     """Write candidates.jsonl with all scores, preferences.jsonl, demonstrations.jsonl (the best ones), audit.json.
 
+    rewards.json has what those who scored declare, by the key of their scores.
+
     Where labels are flipped, flipped.json has the ids of those that were.
     """
     config = job.config.label
@@ -54,8 +57,9 @@ def run(job: Job[Settings]) -> dict[str, float]:
     if config.flip:
         files.write_json(job.out / "flipped.json", turned)
     records.write(job.out / "candidates.jsonl", scored)
+    panel.write_declared(job.out / "rewards.json", config)
     records.write(job.out / "preferences.jsonl", told)
-    records.write(job.out / "demonstrations.jsonl", labelling.demonstrations(prompts, scored))
+    records.write(job.out / "demonstrations.jsonl", demonstrations(prompts, scored))
     pairs = [p for p in told if isinstance(p, Pair)]
     lower = [seat.key for seat in panel.seats(config, "reward") if not seat.part.spec.higher]
     found = audit(scored, pairs, lower=lower, orders=orders) if pairs else {}

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field
 
-from stages import feed, loop, preferences, records
+from stages import feed, loop, panel, preferences, records
 from stages.batches import Pairs, Steps
 from stages.config import Choice, Config, Run, Training
 from stages.entry import Job, Stage
@@ -19,7 +19,7 @@ from stages.policies import family
 from stages.policies.family import Scorer
 from stages.records import Candidate, Pair, Prompt
 
-CANDIDATES = Path("data/label/candidates.jsonl")
+CANDIDATES, REWARDS = Path("data/label/candidates.jsonl"), Path("data/label/rewards.json")
 PROMPTS = Path("data/generate/prompts.jsonl")
 
 
@@ -92,8 +92,9 @@ def labelled(
     """
     if not config.num_train_epochs:
         return [], []
+    rewards = panel.read_declared(REWARDS)
     try:
-        made = preferences.pair(config.pairing, prompts, candidates, config.temperature, seed, "reward")
+        made = preferences.pair(config.pairing, prompts, candidates, config.temperature, rewards, seed, "reward")
     except UserError as error:
         raise UserError(error.what, where=error.where, mend=f"{error.mend}, or set num_train_epochs to 0") from None
     return split([p for p in made if isinstance(p, Pair)], config.held_out, seed)
@@ -145,6 +146,7 @@ STAGE = Stage(
     run=run,
     inputs=lambda config: {
         "candidates": CANDIDATES,
+        "rewards": REWARDS,
         "prompts": PROMPTS,
         "base": Path("data/prepare") / config.reward.base,
     },

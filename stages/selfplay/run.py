@@ -14,6 +14,7 @@ from stages.config import Choice, Config, Run
 from stages.entry import Job, Stage
 from stages.errors import UserError, nearest
 from stages.learn import Optimize
+from stages.pairs import completion
 from stages.panel import Panel, Tools
 from stages.policies import family
 from stages.preferences import Preference
@@ -197,7 +198,7 @@ def given_first(prompt: Prompt, sampled: list[Candidate]) -> list[Pair]:
             id=f"{prompt.id}/given-{loser.id.rpartition('/')[2]}",
             messages=prompt.messages,
             chosen=winner,
-            rejected=labelling.completion(loser),
+            rejected=completion(loser),
         )
         for loser in losers
         if not loser.blank and loser.content != (winner.image or winner.text)

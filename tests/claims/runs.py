@@ -20,7 +20,7 @@ from stages.config import Choice, Run
 from stages.label.rewards import brightness
 from stages.learn import Optimize
 from stages.online import Online
-from stages.panel import Panel, Tools
+from stages.panel import Panel, Tools, declared
 from stages.policies.image import Policy
 from stages.policies.image.sampling import Rollout
 from stages.records import Candidate, Prompt
@@ -52,7 +52,9 @@ def scored(drawn: list[Candidate], asked: list[Prompt]) -> list[Candidate]:
 
 def paired(pairing: str, asked: list[Prompt], judged: list[Candidate], seed: int, **settings) -> list:
     """What a pairing rule makes of scored candidates."""
-    return preferences.pair(Choice(name=pairing, **settings), asked, judged, 0.1, seed, "label")
+    return preferences.pair(
+        Choice(name=pairing, **settings), asked, judged, 0.1, declared(Panel(rewards=BRIGHT)), seed, "label"
+    )
 
 
 def offline(

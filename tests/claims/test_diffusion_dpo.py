@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from stages import feed, labelling
+from stages import feed
+from stages.pairs import demonstrations
 from stages.records import Pair
 from tests.claims import digits, runs
 from tests.claims.claim import Claim, measure
@@ -35,7 +36,7 @@ def once(seed: int) -> dict[str, float]:
     base = digits.policy(seed)
     asked, scored = runs.drawn(seed)
     widest, random = (runs.paired(name, asked, scored, seed) for name in ("best_worst", "random_pairs"))
-    winners = labelling.demonstrations(asked, scored)
+    winners = demonstrations(asked, scored)
     unseen = runs.paired("random_pairs", *runs.held_out(seed), seed)
     arms = {
         "dpo": (widest, "dpo", {"beta": 1000.0}),

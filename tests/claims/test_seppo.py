@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from stages import labelling
+from stages.pairs import completion, demonstrations
 from stages.policies.image import Policy
 from stages.records import Candidate, Pair, Prompt
 from tests.claims import digits, runs
@@ -38,8 +38,8 @@ def pairs(asked: list[Prompt], good: list[Candidate], own: list[Candidate]) -> l
         Pair(
             id=f"{p.id}/0-1",
             messages=p.messages,
-            chosen=labelling.completion(g),
-            rejected=labelling.completion(o),
+            chosen=completion(g),
+            rejected=completion(o),
         )
         for p, g, o in zip(asked, good, own, strict=True)
     ]
@@ -93,7 +93,7 @@ def once(seed: int) -> dict[str, float]:
         "seppo, latest": rounds(seed, asked, good, anchor="sign", latest=True),
         "sft": digits.policy(seed),
     }
-    runs.offline(arms["sft"], base, labelling.demonstrations(asked, good), "nll", seed=seed, steps=300, batch=BATCH)
+    runs.offline(arms["sft"], base, demonstrations(asked, good), "nll", seed=seed, steps=300, batch=BATCH)
     for name, policy in arms.items():
         after = digits.look(policy)
         told |= {name: after["brightness"], f"own, {name}": after["own"]}

@@ -7,7 +7,7 @@ import pytest
 
 from stages import labelling, parts
 from stages.errors import UserError
-from stages.panel import TOOLS, Panel, Tools, seats
+from stages.panel import TOOLS, Panel, Tools, declared, seats
 from stages.records import Candidate, Pair, Prompt, Ranking, Single
 from tests.image import world as images
 from tests.label import guarded
@@ -45,6 +45,7 @@ CHECKS = {
 }  # what a reward asks of a prompt, where that is not what `batch` has
 BARE = {"exact", "format", "given", "chrf", "digit", "verifier", *CHECKS}  # have nothing to say of a bare prompt
 REWARDS, JUDGES, PAIRINGS = (parts.names(kind) for kind in ("reward", "judge", "pairing"))
+PANEL = declared(Panel(rewards={"length": {}, "sentiment": {}, "guard": {}}))
 LABELLERS = [(kind, name) for kind in ("reward", "judge") for name in parts.names(kind)]
 
 
@@ -72,7 +73,8 @@ def judge(name: str, **settings) -> list[tuple[float, float]]:
 
 def pair_up(name: str, candidates: list, seed: int = 0, **settings) -> list[Pair | Single | Ranking]:
     part = parts.find("pairing", name)
-    return part.function(prompt(), candidates, random.Random(seed), temperature=0.1, **settings)
+    handed = {"rewards": PANEL} if "rewards" in part.spec.needs else {}
+    return part.function(prompt(), candidates, random.Random(seed), temperature=0.1, **handed, **settings)
 
 
 def told(score: float | None) -> dict[str, float]:

@@ -8,10 +8,11 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from stages import directions, records
+from stages import directions, panel, records
 from stages.directions import Directions
 from stages.errors import UserError
 from stages.evaluate import pareto
+from stages.panel import Panel
 from tests.label.world import candidate, prompt
 
 REWARDS = ["relevance", "length"]
@@ -31,6 +32,8 @@ def run_of(folder: Path, gains: dict[float | None, tuple[float, float]]) -> Path
     for path, rows in ((pareto.PROMPTS, test), (pareto.ANSWERS, base + final)):
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         records.write(folder / path, rows)
+    (folder / pareto.REWARDS).parent.mkdir()
+    panel.write_declared(folder / pareto.REWARDS, Panel(rewards={"relevance": {}, "length": {}}))
     return folder
 
 

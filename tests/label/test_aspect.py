@@ -7,9 +7,11 @@ import pytest
 
 from stages.errors import UserError
 from stages.label.pairings.aspect import aspect, odds
+from stages.panel import Panel, declared
 from stages.records import Pair
 from tests.label.world import candidate, prompt
 
+PANEL = declared(Panel(rewards={name: {} for name in ("relevance", "length", "reward_model")}))
 SAID = [
     candidate(text, i, score=0.5, scores={"relevance": r, "length": n, "reward_model": p})
     for i, (text, r, n, p) in enumerate([("a", 0.9, 0.2, 0.5), ("b", 0.6, 0.4, 0.75), ("c", 0.6, 0.9, 0.2)])
@@ -18,7 +20,9 @@ SAID = [
 
 def made(**settings) -> dict[str, Pair]:
     """All pairs, by their texts."""
-    pairs = aspect(prompt(), SAID, random.Random(0), temperature=0.1, **{"by": "relevance", "count": 9, **settings})
+    pairs = aspect(
+        prompt(), SAID, random.Random(0), temperature=0.1, rewards=PANEL, **{"by": "relevance", "count": 9, **settings}
+    )
     return {pair.chosen.text + pair.rejected.text: pair for pair in pairs}
 
 
@@ -56,7 +60,14 @@ def test_an_answer_that_a_reward_says_nothing_of_makes_no_pair() -> None:
     mute = SAID[0].model_copy(update={"scores": {"relevance": 0.9}})
     ask = prompt()
     found = aspect(
-        ask, [mute, *SAID[1:]], random.Random(0), temperature=0.1, by="length", margins={"relevance": 1.0}, count=9
+        ask,
+        [mute, *SAID[1:]],
+        random.Random(0),
+        temperature=0.1,
+        rewards=PANEL,
+        by="length",
+        margins={"relevance": 1.0},
+        count=9,
     )
     assert [(one.chosen.text, one.rejected.text) for one in found] == [("c", "b")]
 
@@ -64,8 +75,8 @@ def test_an_answer_that_a_reward_says_nothing_of_makes_no_pair() -> None:
 def test_a_reward_that_is_none_is_named() -> None:
     told = [one.model_copy(update={"scores": {"lenght": 0.1 * i}}) for i, one in enumerate(SAID)]
     with pytest.raises(UserError, match="did you mean 'length'"):
-        aspect(prompt(), told, random.Random(0), temperature=0.1, by="lenght")
+        aspect(prompt(), told, random.Random(0), temperature=0.1, rewards=PANEL, by="lenght")
 
 
 def test_certain_chances_stay_finite() -> None:
-    assert math.isfinite(odds("reward_model", 1.0, 0.1) - odds("reward_model", 0.0, 0.1))
+    assert math.isfinite(odds(PANEL["reward_model"], 1.0, 0.1) - odds(PANEL["reward_model"], 0.0, 0.1))

@@ -3,7 +3,7 @@
 import pytest
 
 from stages.label.audit import audit, leaks
-from stages.labelling import make_pair, rejudge
+from stages.pairs import make_pair, rejudge
 from stages.panel import Panel, Tools
 from tests.label.world import candidate, prompt
 

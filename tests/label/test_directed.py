@@ -6,9 +6,11 @@ import pytest
 
 from stages.directions import Directions, at
 from stages.label.pairings.directed import directed
+from stages.panel import Panel, declared
 from stages.records import Candidate, Single
 from tests.label.world import candidate, prompt
 
+PANEL = declared(Panel(rewards={"relevance": {}, "length": {}}))
 WANTED = Directions(first="relevance", second="length")
 SAID = [
     candidate(text, i, score=s, scores={"relevance": r, "length": n})
@@ -18,7 +20,7 @@ SAID = [
 
 def kept(angle: float | None, said: list[Candidate] = SAID) -> list[Single]:
     ask = prompt() if angle is None else at(prompt(), WANTED, angle)
-    return directed(ask, said, random.Random(0), temperature=0.1)
+    return directed(ask, said, random.Random(0), temperature=0.1, rewards=PANEL)
 
 
 @pytest.mark.parametrize(("angle", "best"), [(-45, "short"), (0, "short"), (22.5, "middle"), (90, "long")])

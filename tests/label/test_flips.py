@@ -4,7 +4,7 @@ import pytest
 
 from stages import preferences
 from stages.errors import UserError
-from stages.labelling import make_pair
+from stages.pairs import make_pair
 from stages.records import Pair, Ranking, Single
 from tests.label.world import candidate, prompt
 

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from stages import labelling
 from stages.errors import UserError
-from stages.labelling import make_pair, ordered, rejudge, sigmoid
+from stages.labelling import sigmoid
+from stages.pairs import make_pair, ordered, rejudge
 from stages.panel import Panel, Tools, apart, check, needs
 from stages.records import Pair
 from tests.label.world import batch, candidate, prompt, tools

@@ -1,11 +1,16 @@
 import random
+from dataclasses import replace
 
 import pytest
 
 from stages.errors import UserError
 from stages.label.pairings.ranking import ranking
+from stages.panel import Panel, declared, read_declared, write_declared
+from stages.parts import FAMILIES
 from stages.records import Candidate, Ranking
 from tests.label.world import candidate, prompt
+
+PANEL = declared(Panel(rewards={name: {} for name in ("relevance", "sentiment", "length", "repetition")}))
 
 
 def scored(columns: dict[str, list[float]], score: list[float] | None = None) -> list[Candidate]:
@@ -20,7 +25,7 @@ def scored(columns: dict[str, list[float]], score: list[float] | None = None) ->
 
 def ranked(candidates: list[Candidate], **settings) -> dict[str, float]:
     """Answers with their phi, in the order of the ranking."""
-    made = ranking(prompt(), candidates, random.Random(0), temperature=0.1, **settings)
+    made = ranking(prompt(), candidates, random.Random(0), temperature=0.1, rewards=PANEL, **settings)
     assert len(made) <= 1
     return {one.text: one.score for each in made for one in each.completions}
 
@@ -65,7 +70,9 @@ def test_named_voters_vote_alone() -> None:
 
 
 def test_a_voter_that_is_no_reward_is_named() -> None:
-    with pytest.raises(UserError, match="pairing.voters: no reward is called 'relevanse'; did you mean 'relevance'"):
+    with pytest.raises(
+        UserError, match="pairing.voters: no reward on the panel has the key 'relevanse'; did you mean 'relevance'"
+    ):
         ranked(scored({"length": [0.9, 0.1]}), voters=["relevanse"])
 
 
@@ -99,10 +106,24 @@ def test_images_are_told_apart_by_their_pixels() -> None:
         Candidate(id=f"p/{i}", prompt="p", image=image, latents="AAAA", score=s, scores={"length": s})
         for i, (image, s) in enumerate([("eA==", 0.1), ("eQ==", 0.6), ("eA==", 0.1)])
     ]
-    (made,) = ranking(prompt(), rows, random.Random(0), temperature=0.1)
+    (made,) = ranking(prompt(), rows, random.Random(0), temperature=0.1, rewards=PANEL)
     assert isinstance(made, Ranking)
     assert made.id == "p"
     assert [(one.image, one.latents, one.score) for one in made.completions] == [
         ("eQ==", "AAAA", 1.0),
         ("eA==", "AAAA", 0.0),
     ]
+
+
+def test_a_reward_votes_under_the_key_that_the_panel_gave_it(tmp_path) -> None:
+    """One of which less is better is called `echo`; what the panel put down reads back as it was."""
+    panel = Panel(rewards={"echo": {"name": "repetition", "ngram": 2}})
+    write_declared(tmp_path / "rewards.json", panel)
+    told = read_declared(tmp_path / "rewards.json")
+    assert told == {"echo": replace(declared(panel)["echo"], paper="", families=FAMILIES)}
+    lower = {"echo": replace(told["echo"], higher=False)}
+    for rewards, best in ((told, "a"), (lower, "b")):
+        (made,) = ranking(
+            prompt(), scored({"echo": [0.9, 0.1, 0.5]}), random.Random(0), temperature=0.1, rewards=rewards
+        )
+        assert made.completions[0].text == best

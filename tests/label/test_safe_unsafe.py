@@ -72,5 +72,5 @@ def test_chosen_is_judged_right_and_rejected_wrong(prompt):
 def test_a_policy_that_never_fails_ends_in_one_line():
     said = judged(GAME, NO, YES)
     with pytest.raises(UserError) as caught:
-        preferences.pair(Choice(name="safe_unsafe"), [GAME], said, 0.1, 0, "label")
+        preferences.pair(Choice(name="safe_unsafe"), [GAME], said, 0.1, {}, 0, "label")
     assert len(str(caught.value).splitlines()) == 1

@@ -2,7 +2,7 @@
 
 import random
 
-from stages.labelling import make_pair, ordered
+from stages.pairs import make_pair, ordered
 from stages.parts import part
 from stages.records import Candidate, Pair, Prompt
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from stages.labelling import completion
+from stages.pairs import completion
 from stages.parts import part
 from stages.records import Candidate, Prompt, Single
 

@@ -5,7 +5,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from stages.labelling import TIE, make_pair, ordered
+from stages.labelling import TIE
+from stages.pairs import make_pair, ordered
 from stages.parts import part
 from stages.records import Candidate, Pair, Prompt
 

@@ -1,22 +1,25 @@
 """Ranking: all candidates of a prompt in order, each with the share of comparisons that it wins."""
 
 import random
+from collections.abc import Mapping
 from typing import Literal
 
-from stages.labelling import TIE, completion, unit
-from stages.parts import find, part
+from stages.labelling import TIE, unit
+from stages.pairs import completion, spec
+from stages.parts import Spec, part
 from stages.records import Candidate, Prompt, Ranking
 
 WHERE = "params.yaml label.pairing.voters"
 
 
-@part(paper="arXiv 2410.18013", equation="algorithm 1")
+@part(paper="arXiv 2410.18013", equation="algorithm 1", needs=("rewards",))
 def ranking(
     prompt: Prompt,
     candidates: list[Candidate],
     rng: random.Random,
     *,
     temperature: float,
+    rewards: Mapping[str, Spec],
     by: Literal["votes", "score"] = "votes",
     voters: list[str] | None = None,
 ) -> list[Ranking]:
@@ -29,9 +32,10 @@ def ranking(
         candidates: scored answers.
         rng: not used.
         temperature: not used; every pairing is handed the panel's.
+        rewards: what those on the panel declare, by key.
         by: votes of the rewards, each in the direction it declares and whatever its weight; or the mixed score as the
             only voter, which the weights decide.
-        voters: names of the rewards that vote; all where absent. Name them where a reward is only recorded.
+        voters: keys of the rewards that vote; all where absent. Name them where a reward is only recorded.
 
     Returns:
         One ranking, best first, each completion's score its phi in [0, 1]; none where no two differ. Without ties phi
@@ -43,7 +47,7 @@ def ranking(
     >>> ask = Prompt(id="p", messages=({"role": "user", "content": "2 + 2?"},))
     >>> said = [Candidate(id=f"p/{i}", prompt="p", text=t, score=s)
     ...         for i, (t, s) in enumerate([("5", 0.4), ("4", 0.9), ("fish", 0.0)])]
-    >>> (ranked,) = ranking(ask, said, random.Random(0), temperature=0.1)
+    >>> (ranked,) = ranking(ask, said, random.Random(0), temperature=0.1, rewards={})
     >>> [(one.text, one.score) for one in ranked.completions]
     [('4', 1.0), ('5', 0.5), ('fish', 0.0)]
 
@@ -52,7 +56,7 @@ def ranking(
     """
     first = {c.content: c for c in reversed(candidates) if c.score is not None and not c.blank}
     able = [c for c in candidates if first.get(c.content) is c]
-    columns = [] if by == "score" else votes(able, voters)
+    columns = [] if by == "score" else votes(able, voters, rewards)
     phi = shares(columns or [[c.score or 0.0 for c in able]])
     if len(set(phi)) < 2:
         return []
@@ -61,14 +65,14 @@ def ranking(
     return [Ranking(id=prompt.id, messages=prompt.messages, completions=ranked)]
 
 
-def votes(able: list[Candidate], voters: list[str] | None) -> list[list[float]]:
+def votes(able: list[Candidate], voters: list[str] | None, rewards: Mapping[str, Spec]) -> list[list[float]]:
     """What each reward that scored all candidates says of them, 0 its worst and 1 its best.
 
     Raises:
-        UserError: a voter that is no reward.
+        UserError: a voter that is not on the panel.
     """
     named = voters if voters is not None else sorted({name for c in able for name in c.scores})
-    specs = {name: find("reward", name, where=WHERE).spec for name in named}
+    specs = {name: spec(rewards, name, WHERE) for name in named}
     full = [name for name in named if all(name in c.scores for c in able)]
     return [[unit(specs[name], c.scores[name]) for c in able] for name in full]
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from stages.labelling import make_pair
+from stages.pairs import make_pair
 from stages.parts import part
 from stages.records import Candidate, Completion, Pair, Prompt
 

@@ -2,7 +2,8 @@
 
 import random
 
-from stages.labelling import TIE, completion
+from stages.labelling import TIE
+from stages.pairs import completion
 from stages.parts import part
 from stages.records import Candidate, Prompt, Ranking
 
