@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flows import recipes
+from flows import dvc, recipes
 
 ROOT = Path(__file__).resolve().parents[2]
 TOP = ("stages", "flows", "params.yaml", "dvc.yaml", ".dvcignore", "pyproject.toml")
@@ -52,18 +52,34 @@ def copy_code(folder: Path, recipe: str = "tiny") -> None:
     assert command(folder, "dvc", "init", "-q").returncode == 0
 
 
-def reproduced(folder: Path, recipe: str, **limit: int) -> Path:
-    """The folder with the code, a recipe's params, and all that `dvc repro` makes of them."""
-    copy_code(folder, recipe)
-    done = command(folder, "dvc", "repro", **limit)
+IN_ONE = """
+import importlib, sys
+from stages import chosen, entry
+from stages.selfplay import run as selfplay
+for name in sys.argv[1:]:
+    stage, _, turn = name.partition("@")
+    if stage == "parts":
+        chosen.main()
+    else:
+        entry.execute(selfplay.stage(turn) if turn else importlib.import_module(f"stages.{stage}.run").STAGE)
+"""
+
+
+def executed(folder: Path, **limit: int) -> None:
+    """Run all stages of a folder in one process, in the order of the graph: what `dvc repro` does, imports once."""
+    words = (sys.executable, "-c", IN_ONE, *dvc.stages(folder))
+    done = subprocess.run(words, cwd=folder, env=environment(folder), capture_output=True, text=True, **limit)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return folder
 
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory) -> Path:
     """A workspace in which `dvc repro` has run once."""
-    return reproduced(tmp_path_factory.mktemp("graph") / "project", "tiny")
+    folder = tmp_path_factory.mktemp("graph") / "project"
+    copy_code(folder)
+    done = command(folder, "dvc", "repro")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return folder
 
 
 @pytest.fixture
@@ -76,8 +92,12 @@ def workspace(finished: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def finished_image(tmp_path_factory) -> Path:
-    """A workspace in which `dvc repro` has run once on images."""
-    return reproduced(tmp_path_factory.mktemp("images") / "project", "tiny_image", timeout=880)  # it may be busy
+    """A workspace in which every stage has run once on images, as DVC was told."""
+    folder = tmp_path_factory.mktemp("images") / "project"
+    copy_code(folder, "tiny_image")
+    executed(folder, timeout=880)  # it may be busy
+    assert command(folder, "dvc", "commit", "--force").returncode == 0
+    return folder
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from flows import recipes
-from tests.pipeline.conftest import ROOT, command, copy_code
+from tests.pipeline.conftest import ROOT, copy_code, executed
 
 DATA = ROOT.parent / "shared" / "data" / "hh-rlhf-harmless-test.jsonl.gz"
 pytestmark = [
@@ -25,8 +25,7 @@ def test_given_pairs_are_learnt_without_generating(tmp_path: Path):
         "optimize": {"num_train_epochs": 6, "learning_rate": 0.02, "per_device_train_batch_size": 8},
     }
     recipes.write(folder / "params.yaml", recipes.apply(params, smaller))
-    done = command(folder, "dvc", "repro")
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    executed(folder, timeout=280)
     pairs = [json.loads(line) for line in (folder / "data/label/preferences.jsonl").read_text().splitlines()]
     assert len(pairs) == 48
     assert all(pair["chosen"]["score"] == 1.0 and pair["rejected"]["score"] == 0.0 for pair in pairs)
