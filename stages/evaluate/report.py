@@ -13,7 +13,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from stages.evaluate import figures, pictures
+from stages.evaluate import figures, fronts, pictures
+from stages.evaluate.fronts import Point
 from stages.evaluate.results import Estimate, Policy, Results, Sample
 from stages.evaluate.tables import comparison, number, write_csv
 
@@ -72,6 +73,7 @@ def write(folder: Path, results: Results) -> Path:
         verdict=verdict(results.headline),
         warnings=warnings(results.headline),
         frontier=draw_frontier(folder, results.policies, results.family),
+        front=draw_front(folder, results.front, results.front_of),
         curves=draw_curves(results.curves),
         lists=sample_lists(results.samples),
         credited=[(s, shaded(s.credit)) for s in pictures.drawn(results.samples) if s.credit][:SHOWN],
@@ -191,6 +193,15 @@ def draw_frontier(folder: Path, policies: Sequence[Policy], family: str) -> list
     return [figures.inline(figure, name, f"{name} over KL from the reference") for name, figure in drawn.items()]
 
 
+def draw_front(folder: Path, points: Sequence[Point], rewards: Sequence[str]) -> Markup:
+    """One reward over another, of the base and the final policy in each direction, and its PNG file."""
+    if not points:
+        return Markup()
+    figure = fronts.draw(points, rewards)
+    figures.png(figure, folder / "front.png")
+    return figures.inline(figure, "front", f"{rewards[1]} over {rewards[0]}")
+
+
 def draw_curves(curves: Sequence[Mapping[str, Any]]) -> dict[str, list[Markup]]:
     """Small multiples by stage: the first PANELS quantities that are numbers, the best known ones first."""
     drawn: dict[str, list[Markup]] = {}
@@ -216,6 +227,9 @@ def write_data(folder: Path, results: Results) -> None:
     write_csv(folder / "kinds.csv", [_flat(asdict(row)) for row in results.kinds])
     write_csv(folder / "rewards.csv", [_flat(asdict(row)) for row in results.rewards])
     write_csv(folder / "curves.csv", results.curves)
+    if results.front:
+        told = [{"policy": p.run, "angle": p.angle, **dict(zip(results.front_of, p.values))} for p in results.front]
+        write_csv(folder / "front.csv", told)
     columns = ("prompt", "place", "token", "credit")
     credits = [(s.prompt, place, *told) for s in results.samples for place, told in enumerate(s.credit)]
     write_csv(folder / "credit.csv", [dict(zip(columns, row)) for row in credits])

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from stages.evaluate.fronts import Point
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -90,3 +92,5 @@ class Results:
     curves: Sequence[Mapping[str, Any]] = ()  # {stage, step, loss, rewards/margins, ...}
     audit: Mapping[str, Any] = field(default_factory=dict)  # of the labels
     family: str = "text"
+    front: Sequence[Point] = ()  # means of two rewards, of the base and the final policy, in each direction
+    front_of: Sequence[str] = ()  # which two

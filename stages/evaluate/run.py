@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,8 +11,8 @@ from pydantic import ConfigDict, Field
 from stages import panel, parts, records, toolbox
 from stages.config import Choice, Config, Run
 from stages.entry import Job, Stage
-from stages.errors import UserError
-from stages.evaluate import answers, gather, measures, pictures, report, safety
+from stages.errors import UserError, nearest
+from stages.evaluate import answers, fronts, gather, measures, pictures, report, safety
 from stages.evaluate.measures import Gate
 from stages.panel import Panel
 from stages.policies import family
@@ -36,6 +37,7 @@ class Evaluate(Config):
     base: str = "data/prepare/model"  # what every policy is held against
     independent: Panel  # judges that took no part in labelling
     candidates: Annotated[int, Field(ge=1)] = 1  # answers a prompt: the first is compared, all are scored
+    front: tuple[str, str] | None = None  # keys of two labelling rewards that pull apart: their front is drawn
     draws: Annotated[int, Field(ge=1)] = 8  # image policies: seeded draws that price each answer
     metrics: dict[str, dict[str, Any]]  # part name -> settings
     gate: Gate = Gate()
@@ -62,6 +64,10 @@ def check(config: Settings) -> None:
                 what = f"sampler '{sampler.name}' chooses by the scores that answers are then judged by"
                 raise UserError(what, where=f"params.yaml evaluate.{key}.name", mend="generate by it, evaluate another")
     panel.apart(config.label, config.evaluate.independent, where="params.yaml evaluate.independent")
+    for key in config.evaluate.front or ():
+        if key not in config.label.rewards:
+            mend = nearest(key, list(config.label.rewards))
+            raise UserError(f"'{key}' is no reward of label", where="params.yaml evaluate.front", mend=mend)
     measures.check(config.evaluate.metrics, config.run.family)
 
 
@@ -91,6 +97,10 @@ def run(job: Job[Settings]) -> dict[str, float]:
     columns = answers.columns(everyone[-1], everyone[0])
     columns |= answers.pair_columns(held_out, base, final, tools, config.draws)
     columns |= safety.columns(prompts, everyone[-1].every, everyone[0].every)
+    front = []
+    if config.front:
+        columns |= fronts.columns(prompts, everyone[-1].every, everyone[0].every, config.front, panel.declared(label))
+        front = [p for side, name in (("base_", "base"), ("", "final")) for p in fronts.points(columns, side, name)]
     if "score" in config.metrics:
         columns["scores"] = answers.scores(everyone[-1], everyone[0], prompts, config.independent, tools)
     numbers = measures.measure(config.metrics, columns)
@@ -98,6 +108,7 @@ def run(job: Job[Settings]) -> dict[str, float]:
         numbers["length"] = answers.mean(columns["length"])
     reasons = measures.gate(config.gate, numbers)
     results = gather.gather(job.config.run, str(policy), panels, config.metrics, prompts, everyone, numbers, reasons)
+    results = replace(results, front=front, front_of=config.front or ())
     report.write(job.out, results)
     every = safety.withheld(prompts, [c for a in everyone for c in a.every])
     records.write(job.out / "answers.jsonl", [c.model_copy(update={"latents": ""}) for c in every])

@@ -16,6 +16,7 @@ COMPARED = {
     "kl": "KL, nats",
     "surrogate_kl": "KL surrogate",
     "image_diversity": "Diversity",
+    "hypervolume": "Hypervolume",
     "length": "Length, characters",
 }
 

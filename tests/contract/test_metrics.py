@@ -36,6 +36,8 @@ def table(rows: int = ROWS, seed: int = 0) -> dict[str, list]:
         "style": random.choice(["plain", "poem", "prefix"], rows).tolist(),
         "topics": random.choice(["maps", "ink", "maps|ink"], rows).tolist(),
         "split": random.choice(["seen", "unseen style"], rows).tolist(),
+        "direction": random.choice([-45.0, 0.0, 45.0], rows).tolist(),
+        **{name: random.uniform(0, 1, rows).tolist() for name in ("first", "second", "base_first", "base_second")},
         "prompt": [f"prompt {n}" for n in random.integers(0, rows // 2 + 1, rows)],
     }
 

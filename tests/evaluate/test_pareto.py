@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from stages import directions, panel, records
 from stages.directions import Directions
 from stages.errors import UserError
-from stages.evaluate import pareto
+from stages.evaluate import fronts, pareto
 from stages.panel import Panel
 from tests.label.world import candidate, prompt
 
@@ -25,7 +25,7 @@ def run_of(folder: Path, gains: dict[float | None, tuple[float, float]]) -> Path
     test = directions.held_out(asked, wanted) if None not in gains else asked
     base, final = [], []
     for ask in test:
-        first, second = gains[pareto.angle(ask, REWARDS)]
+        first, second = gains[fronts.angle(ask, REWARDS)]
         move = 0.1 if ask.id.startswith("a") else -0.1
         base.append(candidate("b", of=ask.id, scores={"relevance": 0.0, "length": 0.0}))
         final.append(candidate("f", of=ask.id, scores={"relevance": first + move, "length": second}))
@@ -40,13 +40,13 @@ def run_of(folder: Path, gains: dict[float | None, tuple[float, float]]) -> Path
 @pytest.mark.parametrize("seed", range(5))
 def test_front_against_its_definition(seed: int) -> None:
     values = np.random.default_rng(seed).integers(0, 4, (12, 3)).tolist()
-    for one, on in zip(values, pareto.front(values), strict=True):
+    for one, on in zip(values, fronts.front(values), strict=True):
         beaten = any(all(x >= y for x, y in zip(other, one)) and other != one for other in values)
         assert on is not beaten
 
 
 def test_equal_points_are_both_on_the_front() -> None:
-    assert pareto.front([[1.0, 0.0], [1.0, 0.0], [0.5, 0.0]]) == [True, True, False]
+    assert fronts.front([[1.0, 0.0], [1.0, 0.0], [0.5, 0.0]]) == [True, True, False]
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -55,12 +55,12 @@ def test_hypervolume_of_two_rewards_is_the_area_of_a_staircase(seed: int) -> Non
     area, top = 0.0, 0.2
     for x, y in sorted(values.tolist(), reverse=True):
         area, top = area + max(0.0, y - top) * max(0.0, x - 0.1), max(top, y if x > 0.1 else top)
-    assert pareto.hypervolume(values, [0.1, 0.2]) == pytest.approx(area)
+    assert fronts.hypervolume(values, [0.1, 0.2]) == pytest.approx(area)
 
 
 def test_what_is_dominated_or_below_the_floor_adds_nothing() -> None:
     both = [[0.5, 0.5], [0.8, 0.2]]
-    assert pareto.hypervolume([*both, [0.4, 0.1], [-1.0, 5.0]], [0.0, 0.0]) == pareto.hypervolume(both, [0.0, 0.0])
+    assert fronts.hypervolume([*both, [0.4, 0.1], [-1.0, 5.0]], [0.0, 0.0]) == fronts.hypervolume(both, [0.0, 0.0])
 
 
 def test_points_of_directions_are_means_of_the_final_policy(tmp_path: Path) -> None:
@@ -98,5 +98,5 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
 def test_angles_are_those_of_the_stated_numbers() -> None:
     wanted = Directions(first="relevance", second="length")
     for angle in (-45.0, -22.5, 0.0, 22.5, 45.0):
-        assert pareto.angle(directions.at(prompt(), wanted, angle), REWARDS) == angle
-    assert pareto.angle(prompt(), REWARDS) is None
+        assert fronts.angle(directions.at(prompt(), wanted, angle), REWARDS) == angle
+    assert fronts.angle(prompt(), REWARDS) is None

@@ -54,3 +54,18 @@ def test_single_labels_train_kto(workspace):
     assert done.returncode == 0, done.stderr[-2000:]
     row = json.loads((workspace / "data/label/preferences.jsonl").read_text().splitlines()[0])
     assert isinstance(row["label"], bool)
+
+
+def test_the_front_of_two_rewards_is_measured_and_drawn(workspace, monkeypatch):
+    choose(workspace, {"evaluate": {"front": ["relevance", "length"], "metrics": {"hypervolume": {}}}})
+    monkeypatch.chdir(workspace)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{workspace / 'mlflow.db'}")
+    entry.execute(importlib.import_module("stages.evaluate.run").STAGE)
+    told = json.loads((workspace / "metrics/evaluate.json").read_text())
+    sides = {
+        side: told[f"score/relevance{end}"] * told[f"score/length{end}"]
+        for side, end in (("own", ""), ("base", "/base"))
+    }
+    assert told["hypervolume"] == pytest.approx(sides["own"])
+    assert told["hypervolume/base"] == pytest.approx(sides["base"])
+    assert "The front of two rewards" in (workspace / "data/evaluate/report.html").read_text()
