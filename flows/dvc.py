@@ -21,6 +21,7 @@ from stages.errors import UserError
 Report = Callable[[str], None]
 GUARD = Path(__file__).resolve().parent / "guard.py"
 LOCKED = re.compile(r"Unable to acquire lock|is busy, it is being blocked by")
+TORN = re.compile(r"Unable to read RWLock-file")
 ADVICE = re.compile(
     r"^\s*$|To track the changes with git|^\tgit add |To enable auto staging|^\tdvc config|Use `dvc push`"
 )
@@ -57,6 +58,10 @@ def run(
         code, lines = _attempt(root, arguments, env or {}, report)
         if code == 0:
             return lines
+        torn = root / ".dvc" / "tmp" / "rwlock"
+        if torn.exists() and any(TORN.search(line) for line in lines):  # a kill cut off the list of who holds what
+            torn.unlink()
+            continue
         if not any(LOCKED.search(line) for line in lines):
             raise failure(arguments, lines)
         if time.monotonic() + pause > end:

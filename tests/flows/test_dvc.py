@@ -108,6 +108,13 @@ def test_a_held_lock_is_waited_for(folder: Path) -> None:
         assert any("lock is held" in line for line in lines)
 
 
+def test_a_lock_file_that_a_kill_cut_off_is_made_anew(folder: Path) -> None:
+    torn = folder / ".dvc/tmp/rwlock"
+    torn.parent.mkdir(parents=True, exist_ok=True)
+    torn.write_text("")
+    assert dvc.repro(folder, "prepare") is True
+
+
 def test_patience_ends(folder: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", HOLD, "60"], cwd=folder, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout.readline() == "held\n"
