@@ -6,6 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
+from click.testing import Result
+from typer.testing import CliRunner
 
 from stages import images, records
 from stages.evaluate import geneval
@@ -30,6 +33,14 @@ def command(folder: Path, *words: str) -> subprocess.CompletedProcess:
     )
 
 
+def called(monkeypatch, folder: Path, *words: str) -> Result:
+    """The same in this process, without its imports anew."""
+    app = typer.Typer()
+    app.command()(geneval.main)
+    monkeypatch.chdir(folder)
+    return CliRunner().invoke(app, list(words))
+
+
 def test_it_scores_a_folder_and_prints_the_summary(tmp_path):
     shown = [Candidate(id=f"{p.id}/0", prompt=p.id, image=images.encode(render(scene(p.checks), 0))) for p in PROMPTS]
     geneval.write(tmp_path / "images", PROMPTS, shown)
@@ -50,7 +61,7 @@ def test_a_policy_draws_first(tmp_path):
     assert len(list((tmp_path / "images").glob("*/samples/*.png"))) == 2 * len(PROMPTS)
 
 
-def test_a_policy_draws_genevals_own_prompts_for_its_detector(tmp_path):
+def test_a_policy_draws_genevals_own_prompts_for_its_detector(tmp_path, monkeypatch):
     line = {
         "tag": "colors",
         "include": [{"class": "dog", "count": 1, "color": "red"}],
@@ -61,8 +72,8 @@ def test_a_policy_draws_genevals_own_prompts_for_its_detector(tmp_path):
     asked = read_prompts(tmp_path / "geneval.jsonl", quarantine=tmp_path / "refused.jsonl").prompts
     tiny.pipeline(tmp_path / "policy")
     records.write(tmp_path / "prompts.jsonl", asked)
-    done = command(tmp_path, "images", "--policy", "policy", "--prompts", "prompts.jsonl", "--samples", "2")
-    assert done.returncode == 0, done.stderr
+    done = called(monkeypatch, tmp_path, "images", "--policy", "policy", "--prompts", "prompts.jsonl", "--samples", "2")
+    assert done.exit_code == 0, done.stderr
     assert (
         done.stdout == "images holds the pictures; their objects are no scenes: score it with GenEval's own detector\n"
     )
@@ -78,19 +89,19 @@ def test_a_policy_draws_genevals_own_prompts_for_its_detector(tmp_path):
         (["images", "--policy", "policy", "--prompts", "nowhere.jsonl"], "no such file"),
     ],
 )
-def test_a_mistake_is_one_line(tmp_path, words, what):
+def test_a_mistake_is_one_line(tmp_path, monkeypatch, words, what):
     (tmp_path / "params.yaml").write_text("run: {family: image}\n")
-    done = command(tmp_path, *words)
-    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    done = called(monkeypatch, tmp_path, *words)
+    assert (done.exit_code, len(done.stderr.splitlines())) == (2, 1)
     assert what in done.stderr
 
 
-def test_a_folder_without_pictures_is_refused(tmp_path):
+def test_a_folder_without_pictures_is_refused(tmp_path, monkeypatch):
     shown = [
         Candidate(id=f"{p.id}/0", prompt=p.id, image=images.encode(render(scene(p.checks), 0))) for p in PROMPTS[:1]
     ]
     geneval.write(tmp_path, PROMPTS[:1], shown)
     (tmp_path / "00000/samples/0000.png").unlink()
-    done = command(tmp_path, ".")
-    assert done.returncode == 2
+    done = called(monkeypatch, tmp_path, ".")
+    assert done.exit_code == 2
     assert "no pictures" in done.stderr

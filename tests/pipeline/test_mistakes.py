@@ -4,6 +4,7 @@ import importlib
 import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -49,34 +50,47 @@ PARAMS = [
 ]
 
 
-def refused_here(folder: Path, stage: str, monkeypatch, capsys) -> str:
-    """The same in this process: the checks come before any model is loaded."""
-    monkeypatch.chdir(folder)
-    with pytest.raises(SystemExit) as caught:
-        entry.main(importlib.import_module(f"stages.{stage}.run").STAGE)
-    assert caught.value.code == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1
-    assert lines[0].startswith("error:")
-    return lines[0]
+@pytest.fixture
+def here(workspace: Path, monkeypatch, capsys) -> Callable[[str], str]:
+    """Run a stage that must fail, in this process and without its imports anew; returns its one line."""
+    monkeypatch.chdir(workspace)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{workspace / 'mlflow.db'}")
+
+    def stage(name: str) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            entry.main(importlib.import_module(f"stages.{name}.run").STAGE)
+        assert caught.value.code == 2
+        said = capsys.readouterr().err
+        assert "Traceback" not in said
+        lines = [line for line in said.splitlines() if line.startswith("error:")]
+        assert len(lines) == 1
+        return lines[0]
+
+    return stage
+
+
+def execute(name: str) -> None:
+    """Run a stage that must end well, where `here` stands."""
+    entry.execute(importlib.import_module(f"stages.{name}.run").STAGE)
 
 
 @pytest.mark.parametrize(
     ("stage", "old", "new", "says"), PARAMS, ids=[f"{stage}-{new.split(':')[0]}" for stage, _, new, _ in PARAMS]
 )
-def test_params(workspace, monkeypatch, capsys, stage, old, new, says):
+def test_params(workspace, here, stage, old, new, says):
     edit(workspace, old, new)
     before = sorted((workspace / "data").rglob("*"))
-    line = refused_here(workspace, stage, monkeypatch, capsys)
+    line = here(stage)
     assert says in line
     assert "params.yaml" in line
     assert sorted((workspace / "data").rglob("*")) == before, "a refused run touched a result"
 
 
-def test_params_name_the_line(workspace, monkeypatch, capsys):
+def test_params_name_the_line(workspace, here):
     edit(workspace, "seed: 0", "seed: -3")
     number = (workspace / "params.yaml").read_text().splitlines().index("  seed: -3") + 1
-    assert f"params.yaml:{number} run.seed" in refused_here(workspace, "generate", monkeypatch, capsys)
+    assert f"params.yaml:{number} run.seed" in here("generate")
 
 
 def test_a_model_that_is_nowhere(workspace):
@@ -89,45 +103,45 @@ def test_an_unknown_name_in_a_command(workspace):
     assert "did you mean 'dpo'?" in refused(workspace, "stages.optimize")
 
 
-def test_params_that_are_not_yaml(workspace):
+def test_params_that_are_not_yaml(workspace, here):
     (workspace / "params.yaml").write_text("run: [1, 2\nprepare: {")
-    assert "params.yaml:" in refused(workspace, "stages.prepare")
+    assert "params.yaml:" in here("prepare")
 
 
-def test_single_labels_for_an_objective_on_pairs(workspace):
+def test_single_labels_for_an_objective_on_pairs(workspace, here):
     edit(workspace, "name: best_worst", "name: binary")
-    assert command(workspace, "stages.label").returncode == 0
-    assert command(workspace, "stages.reference").returncode == 0
-    assert "takes pairs, a label is a single" in refused(workspace, "stages.optimize")
+    execute("label")
+    execute("reference")
+    assert "takes pairs, a label is a single" in here("optimize")
 
 
-def test_a_cache_of_another_reference(workspace):
+def test_a_cache_of_another_reference(workspace, here):
     edit(workspace, "max_length: 512", "max_length: 256")
-    assert command(workspace, "stages.reference").returncode == 0
+    execute("reference")
     edit(workspace, "max_length: 256", "max_length: 512")
-    assert "another policy max_length" in refused(workspace, "stages.optimize")
+    assert "another policy max_length" in here("optimize")
 
 
-def test_a_corrupt_model_file(workspace):
+def test_a_corrupt_model_file(workspace, here):
     file = workspace / "data/sft/adapter_model.safetensors"
     content = file.read_bytes()[:100]
     file.unlink()  # it may be a link into DVC's cache
     file.write_bytes(content)
-    assert "data/sft" in refused(workspace, "stages.reference")
+    assert "data/sft" in here("reference")
 
 
-def test_a_pickled_model_file(workspace):
+def test_a_pickled_model_file(workspace, here):
     folder = workspace / "data/prepare/model"
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    assert "never loaded" in refused(workspace, "stages.generate")
+    assert "never loaded" in here("generate")
 
 
-def test_a_missing_input(workspace):
+def test_a_missing_input(workspace, here):
     shutil.rmtree(workspace / "data/generate")
-    assert "dvc repro" in refused(workspace, "stages.label")
+    assert "dvc repro" in here("label")
 
 
-def test_a_broken_row_names_file_line_and_field(workspace):
+def test_a_broken_row_names_file_line_and_field(workspace, here):
     file = workspace / "data/generate/candidates.jsonl"
     lines = file.read_text().splitlines()
     row = json.loads(lines[4])
@@ -135,7 +149,7 @@ def test_a_broken_row_names_file_line_and_field(workspace):
     lines[4] = json.dumps(row)
     file.unlink()
     file.write_text("\n".join(lines))
-    line = refused(workspace, "stages.label")
+    line = here("label")
     assert "candidates.jsonl:5" in line
     assert "finished" in line
 
@@ -161,10 +175,10 @@ def test_faulty_rows_of_a_users_file_are_quarantined_and_counted(workspace):
     assert json.loads((workspace / "metrics/prepare.json").read_text())["prompts/refused"] == 6
 
 
-def test_a_file_with_too_few_prompts(workspace):
+def test_a_file_with_too_few_prompts(workspace, here):
     (workspace / "mine.jsonl").write_text(json.dumps({"prompt": "Say one."}) + "\n")
     edit(workspace, "prompts: builtin", "prompts: mine.jsonl")
-    assert "lower prepare.train" in refused(workspace, "stages.prepare")
+    assert "lower prepare.train" in here("prepare")
 
 
 def test_an_unreachable_mlflow_delays_the_log_and_not_the_training(workspace, finished):
