@@ -70,6 +70,7 @@ def code(root: Path) -> Code:
     Raises:
         UserError: `root` is no repository.
     """
+    _git(root, "status", "--porcelain")  # looks at files of another date, as after a copy; stash fails over them
     commit, edits = _git(root, "rev-parse", "HEAD"), _git(root, "stash", "create")
     listing = _git(root, "ls-tree", "-r", edits or commit).splitlines()
     kept = "\n".join(line for line in listing if line.split("\t")[-1] not in ("params.yaml", "dvc.lock"))

@@ -1,5 +1,6 @@
 """An experiment runs what it was planned with."""
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -32,6 +33,12 @@ def test_edits_and_commits_after_the_plan_do_not_reach_it(folder: Path) -> None:
     assert plan.params["run"]["seed"] == 3
     assert plan.params["optimize"]["learning_rate"] == 5e-7
     assert experiments.plan(folder, None, 3, []).name != plan.name
+
+
+def test_a_file_with_another_date_is_no_edit(folder: Path) -> None:
+    """As after a copy of the whole folder."""
+    os.utime(folder / "steps.py", (1, 1))
+    assert experiments.plan(folder, None, None, []).edits == ""
 
 
 def test_results_that_were_committed_elsewhere_cost_no_second_run(folder: Path) -> None:
