@@ -166,6 +166,8 @@ def to_prompt(row: dict[str, Any], shape: str, max_chars: int, **chosen: Any) ->
             raise Fault("not supported", column)
     columns = {column: row[column] for column in taken if column in row}
     made = SHAPES[shape](**columns, **{name: chosen[name] for name in options(shape) if name in chosen})
+    if not made["messages"]:
+        raise Fault("no prompt before the answers", "prompt")
     if made["messages"][-1]["role"] not in ("user", "tool"):
         raise Fault("the prompt ends with a turn that is not the user's", "messages")
     texts = [("messages", turn["content"]) for turn in made["messages"]]

@@ -355,6 +355,7 @@ def test_any_bytes(tmp_path, name, content):
 
 @quick
 @given(cut=st.integers(0, 400), junk=st.binary(max_size=6), at=st.integers(0, 400))
+@example(cut=0, junk=b"\xc2\x80", at=60)  # of a column's name: two dialogues of an answer alone, without a prompt
 def test_truncated_and_overwritten_lines(tmp_path, cut, junk, at):
     whole = "".join(json.dumps(row, ensure_ascii=False) + "\n" for _, row, _ in CASES[9:14]).encode()
     content = (whole[:at] + junk + whole[at + len(junk) :])[: len(whole) - cut]
