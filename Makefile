@@ -28,7 +28,7 @@ repro: install  ## run the pipeline on the embedded default: prompts in, aligned
 	@echo "report: data/evaluate/report.html    metrics: dvc metrics show    runs: make ui"
 
 test: install  ## all tests, under ten minutes on two cores
-	$(PY) -m pytest -n 3 --dist loadgroup
+	$(PY) -m pytest -n 2 --dist loadgroup
 
 claims: install  ## what the papers' methods are claimed to do, measured over seeds: half an hour on one core
 	OMP_NUM_THREADS=1 TQDM_DISABLE=1 $(PY) -m pytest -m claims tests/claims -s

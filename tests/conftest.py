@@ -1,7 +1,7 @@
 """What every test shares: one thread a process, no network, and which tests stay in one process.
 
-`make test` runs three processes on two cores, since the tests of flows wait for servers most of the time. Tests that
-share a costly fixture (the finished graph, the Prefect server) belong to one group, so that it is made once.
+`make test` runs two processes. Tests that share a costly fixture (the finished graph, the Prefect server) belong to
+one group, so that it is made once.
 """
 
 import os
