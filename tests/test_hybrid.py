@@ -42,7 +42,7 @@ def configured(lambda_kl: float = 0.1, **settings) -> Optimize:
     return Optimize(objective=Choice(name="hypo", lambda_kl=lambda_kl), online=Online(**ASKED), **given)
 
 
-def cached(folder: Path) -> cached.Cache:
+def priced(folder: Path) -> cached.Cache:
     return feed.reference(TextPolicy.load(folder), [item for pair in PAIRS for item in feed.items(pair)])
 
 
@@ -53,7 +53,7 @@ def learned(
     policy = TextPolicy.load(folder, trainable=True, lora_r=2, seed=0)
     notes = Kept(scratch / "metrics.jsonl", stop_after)
     twin = TextPolicy.load(folder) if reference else None
-    given = {"run": Run(seed=4), "scratch": scratch, "journal": notes, "cache": cached(folder)}
+    given = {"run": Run(seed=4), "scratch": scratch, "journal": notes, "cache": priced(folder)}
     online.learn(policy, twin, PAIRS, settings, Tools(), **given)
     return policy, notes.rows
 
@@ -64,7 +64,7 @@ def gradient(folder: Path, at_once: int) -> dict[str, torch.Tensor]:
     for name, p in policy.parameters().items():
         p.data += 0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(len(name)))
     settings = configured(per_device_train_batch_size=at_once)
-    updates = HybridUpdates(policy, TextPolicy.load(folder), settings, cached(folder), seed=4)
+    updates = HybridUpdates(policy, TextPolicy.load(folder), settings, priced(folder), seed=4)
     updates.begin(PAIRS, 0)
     for start in range(0, len(PAIRS), at_once):
         losses, _ = updates.loss(PAIRS[start : start + at_once], 0)
@@ -88,7 +88,7 @@ def test_without_its_kl_nothing_is_sampled_and_it_is_dpo_to_the_last_bit(folder,
     settings = configured().model_copy(update={"objective": Choice(name="dpo"), "online": None})
     notes = Notes(tmp_path / "metrics.jsonl")
     given = {"seed": 4, "scratch": tmp_path, "journal": notes, "label": "dpo"}
-    learn.learn(plain, PAIRS, settings, cached(folder), **given)
+    learn.learn(plain, PAIRS, settings, priced(folder), **given)
     for name, value in weights(plain).items():
         assert torch.equal(value, weights(hybrid)[name]), name
 

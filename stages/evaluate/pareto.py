@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Annotated
@@ -21,6 +21,7 @@ from stages import entry, files, labelling, panel, records
 from stages.errors import UserError
 from stages.evaluate import figures
 from stages.evaluate.fronts import Point, angle, draw, front, hypervolume
+from stages.parts import Spec
 from stages.records import Candidate, Prompt
 
 ANSWERS, PROMPTS = Path("data/evaluate/answers.jsonl"), Path("data/prepare/test.jsonl")
@@ -35,26 +36,25 @@ def points(folder: Path, rewards: Sequence[str]) -> list[Point]:
     """
     final = {c.id: c for c in records.read(folder / ANSWERS, Candidate)}  # of all policies the final one is last
     angles = {p.id: angle(p, rewards) for p in records.read(folder / PROMPTS, Prompt)}
-    found = []
+    declared, found = panel.read_declared(folder / REWARDS), []
     ordered = sorted(final.values(), key=lambda c: (angles[c.prompt] is not None, angles[c.prompt] or 0.0))
     for at, group in groupby(ordered, key=lambda c: angles[c.prompt]):
         own = list(group)
-        found.append(Point(folder.resolve().name, at, tuple(mean(own, reward, folder) for reward in rewards)))
+        found.append(Point(folder.resolve().name, at, tuple(mean(own, reward, declared, folder) for reward in rewards)))
     return found
 
 
-def mean(answers: Sequence[Candidate], reward: str, folder: Path) -> float:
+def mean(answers: Sequence[Candidate], reward: str, declared: Mapping[str, Spec], folder: Path) -> float:
     """The mean of a reward over the answers that it says something of, on the scale of 0 to 1.
 
     Raises:
         UserError: it says something of none.
     """
-    specs = panel.read_declared(folder / REWARDS)
-    said = [labelling.unit(specs[reward], c.scores[reward]) for c in answers if reward in specs and reward in c.scores]
-    if not said:
+    told = [c.scores[reward] for c in answers if reward in declared and reward in c.scores]
+    if not told:
         where, mend = str(folder / ANSWERS), f"name one of {', '.join(sorted({n for c in answers for n in c.scores}))}"
         raise UserError(f"no answer has a score '{reward}'", where=where, mend=mend)
-    return sum(said) / len(said)
+    return sum(labelling.unit(declared[reward], score) for score in told) / len(told)
 
 
 def summary(found: Sequence[Point], rewards: Sequence[str]) -> dict[str, object]:

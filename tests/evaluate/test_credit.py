@@ -10,21 +10,11 @@ from stages.batches import Item
 from stages.config import Run
 from stages.evaluate import answers, gather
 from stages.panel import Panel, Tools
-from stages.policies import family, tiny
+from stages.policies import family
 from stages.policies.text.policy import TextPolicy
 from stages.records import Completion, Message, Prompt
 
 PROMPTS = [Prompt(id=f"p{i}", messages=(Message(role="user", content="word " * (i + 1)),)) for i in range(3)]
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory) -> tuple[Path, Path]:
-    folders = []
-    for seed, name in enumerate(("base", "optimize")):
-        folders.append(tmp_path_factory.mktemp("models") / name)
-        folders[-1].mkdir()
-        tiny.language_model(folders[-1], seed=seed)
-    return folders[0], folders[1]
 
 
 def both(models: tuple[Path, Path], scratch: Path, max_new_tokens: int = 12) -> list[answers.Answers]:

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import pytest
 import torch
 
 from stages import parts
@@ -10,7 +9,7 @@ from stages.config import Run
 from stages.evaluate import answers
 from stages.evaluate.measures import measure
 from stages.panel import Panel, Tools
-from stages.policies import family, tiny
+from stages.policies import family
 from stages.policies.text.plain import next_logits
 from stages.policies.text.policy import TextPolicy
 from stages.records import Message, Prompt
@@ -18,16 +17,6 @@ from stages.records import Message, Prompt
 ASKED = (Message(role="user", content="word"),)
 PROMPTS = [Prompt(id=f"p{i}", messages=ASKED) for i in range(800)]
 TEMPERATURE = parts.find("sampler", "temperature")
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory) -> tuple[Path, Path]:
-    folders = []
-    for seed, name in enumerate(("base", "optimize")):
-        folders.append(tmp_path_factory.mktemp("models") / name)
-        folders[-1].mkdir()
-        tiny.language_model(folders[-1], seed=seed)
-    return folders[0], folders[1]
 
 
 def exact(models: tuple[Path, Path]) -> float:
