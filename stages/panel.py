@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from stages import files, parts
+from stages import parts
 from stages.config import Config
 from stages.errors import UserError, nearest
 
@@ -105,26 +103,6 @@ def seats(panel: Panel, kind: Literal["reward", "judge"], *, where: str = "param
             raise UserError(f"weight = {weight!r}", where=f"{place}.weight", mend="give a number of at least 0")
         found.append(Seat(key, part, parts.check(part, settings, where=place), float(weight), place))
     return found
-
-
-def declared(panel: Panel, *, where: str = "params.yaml label") -> dict[str, parts.Spec]:
-    """What each reward declares about itself, by the key that its scores are known by."""
-    return {seat.key: seat.part.spec for seat in seats(panel, "reward", where=where)}
-
-
-def write_declared(path: Path, panel: Panel) -> None:
-    """Put down what the rewards of a panel declare, beside the scores that they gave."""
-    told = {key: {"range": s.range, "higher": s.higher, "needs": s.needs} for key, s in declared(panel).items()}
-    files.write_json(path, told)
-
-
-def read_declared(path: Path) -> dict[str, parts.Spec]:
-    """What was put down, by the key of the reward."""
-    told = json.loads(path.read_text(encoding="utf-8"))
-    return {
-        key: parts.Spec(range=tuple(one["range"]), higher=one["higher"], needs=tuple(one["needs"]))
-        for key, one in told.items()
-    }
 
 
 def named(kind: str, key: str, entry: dict[str, Any], *, where: str) -> parts.Part:

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stages import labelling, records
+from stages import declared, labelling, records
 from stages.config import Choice
 from stages.errors import UserError
 from stages.pairs import rejudge
-from stages.panel import Panel, Tools, declared
+from stages.panel import Panel, Tools
 from stages.parts import Spec
 from stages.records import Candidate, Pair, Prompt, Ranking, Single
 
@@ -38,7 +38,7 @@ def make(
         UserError: no preference came of it.
     """
     scored = labelling.score(panel, labelling.align(prompts, candidates), candidates, tools)
-    made = pair(pairing, prompts, scored, panel.temperature, declared(panel), seed, where)
+    made = pair(pairing, prompts, scored, panel.temperature, declared.of(panel), seed, where)
     pairs = [p for p in made if isinstance(p, Pair)]
     judged = rejudge(panel, {p.id: p for p in prompts}, pairs, tools, orders=orders)
     return scored, [*judged, *(p for p in made if not isinstance(p, Pair))]

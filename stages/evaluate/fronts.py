@@ -75,7 +75,7 @@ def columns(
     final: Sequence[Candidate],
     base: Sequence[Candidate],
     rewards: tuple[str, str],
-    declared: Mapping[str, Spec],
+    specs: Mapping[str, Spec],
 ) -> dict[str, list[float]]:
     """The columns that `hypervolume` takes: a row an answer that both rewards say something of, and the base's beside.
 
@@ -84,7 +84,7 @@ def columns(
         final: answers of the final policy, scored.
         base: the base model's, in the same order.
         rewards: keys of the two.
-        declared: what the rewards declare, by key.
+        specs: what the rewards declare, by key.
 
     Returns:
         `direction` in degrees, 0 where the prompt states none; `first`, `second`, `base_first`, `base_second` on the
@@ -97,7 +97,7 @@ def columns(
             told["direction"].append(angles[one.prompt])
             for prefix, side in (("", one), ("base_", other)):
                 for place, key in zip(("first", "second"), rewards):
-                    told[prefix + place].append(labelling.unit(declared[key], side.scores[key]))
+                    told[prefix + place].append(labelling.unit(specs[key], side.scores[key]))
     return told
 
 

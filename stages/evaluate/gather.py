@@ -11,6 +11,7 @@ from stages import lineage
 from stages.config import Run
 from stages.evaluate import answers
 from stages.evaluate.answers import Answers, mean
+from stages.evaluate.fronts import Point
 from stages.evaluate.measures import measure
 from stages.evaluate.results import Estimate, Kind, Policy, Results, Reward, Sample
 from stages.panel import Panel, seats
@@ -29,6 +30,9 @@ def gather(
     everyone: Sequence[Answers],
     numbers: Mapping[str, float],
     reasons: list[str],
+    *,
+    front: Sequence[Point] = (),
+    front_of: Sequence[str] = (),
 ) -> Results:
     """All that the report shows.
 
@@ -41,6 +45,8 @@ def gather(
         everyone: answers of all policies, base first, final last.
         numbers: what the metrics said.
         reasons: the gate's.
+        front: means of two rewards, of the base and the final policy, in each direction.
+        front_of: which two.
     """
     base, final = everyone[0], everyone[-1]
     optimize = json.loads(OPTIMIZE.read_text())["optimize"]
@@ -64,6 +70,8 @@ def gather(
         curves=curves(everyone),
         audit=json.loads(AUDIT.read_text()),
         family=run.family,
+        front=front,
+        front_of=front_of,
     )
 
 

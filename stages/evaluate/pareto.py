@@ -17,7 +17,7 @@ from typing import Annotated
 
 import typer
 
-from stages import entry, files, labelling, panel, records
+from stages import declared, entry, files, labelling, records
 from stages.errors import UserError
 from stages.evaluate import figures
 from stages.evaluate.fronts import Point, angle, draw, front, hypervolume
@@ -25,7 +25,6 @@ from stages.parts import Spec
 from stages.records import Candidate, Prompt
 
 ANSWERS, PROMPTS = Path("data/evaluate/answers.jsonl"), Path("data/prepare/test.jsonl")
-REWARDS = Path("data/label/rewards.json")
 
 
 def points(folder: Path, rewards: Sequence[str]) -> list[Point]:
@@ -36,25 +35,25 @@ def points(folder: Path, rewards: Sequence[str]) -> list[Point]:
     """
     final = {c.id: c for c in records.read(folder / ANSWERS, Candidate)}  # of all policies the final one is last
     angles = {p.id: angle(p, rewards) for p in records.read(folder / PROMPTS, Prompt)}
-    declared, found = panel.read_declared(folder / REWARDS), []
+    specs, found = declared.read(folder / declared.FILE), []
     ordered = sorted(final.values(), key=lambda c: (angles[c.prompt] is not None, angles[c.prompt] or 0.0))
     for at, group in groupby(ordered, key=lambda c: angles[c.prompt]):
         own = list(group)
-        found.append(Point(folder.resolve().name, at, tuple(mean(own, reward, declared, folder) for reward in rewards)))
+        found.append(Point(folder.resolve().name, at, tuple(mean(own, reward, specs, folder) for reward in rewards)))
     return found
 
 
-def mean(answers: Sequence[Candidate], reward: str, declared: Mapping[str, Spec], folder: Path) -> float:
+def mean(answers: Sequence[Candidate], reward: str, specs: Mapping[str, Spec], folder: Path) -> float:
     """The mean of a reward over the answers that it says something of, on the scale of 0 to 1.
 
     Raises:
         UserError: it says something of none.
     """
-    told = [c.scores[reward] for c in answers if reward in declared and reward in c.scores]
+    told = [c.scores[reward] for c in answers if reward in specs and reward in c.scores]
     if not told:
         where, mend = str(folder / ANSWERS), f"name one of {', '.join(sorted({n for c in answers for n in c.scores}))}"
         raise UserError(f"no answer has a score '{reward}'", where=where, mend=mend)
-    return sum(labelling.unit(declared[reward], score) for score in told) / len(told)
+    return sum(labelling.unit(specs[reward], score) for score in told) / len(told)
 
 
 def summary(found: Sequence[Point], rewards: Sequence[str]) -> dict[str, object]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field
 
-from stages import panel, parts, records, toolbox
+from stages import declared, panel, parts, records, toolbox
 from stages.config import Choice, Config, Run
 from stages.entry import Job, Stage
 from stages.errors import UserError, nearest
@@ -97,9 +96,9 @@ def run(job: Job[Settings]) -> dict[str, float]:
     columns = answers.columns(everyone[-1], everyone[0])
     columns |= answers.pair_columns(held_out, base, final, tools, config.draws)
     columns |= safety.columns(prompts, everyone[-1].every, everyone[0].every)
-    front = []
+    front: list[fronts.Point] = []
     if config.front:
-        columns |= fronts.columns(prompts, everyone[-1].every, everyone[0].every, config.front, panel.declared(label))
+        columns |= fronts.columns(prompts, everyone[-1].every, everyone[0].every, config.front, declared.of(label))
         front = [p for side, name in (("base_", "base"), ("", "final")) for p in fronts.points(columns, side, name)]
     if "score" in config.metrics:
         columns["scores"] = answers.scores(everyone[-1], everyone[0], prompts, config.independent, tools)
@@ -107,8 +106,8 @@ def run(job: Job[Settings]) -> dict[str, float]:
     if job.config.run.family == "text":
         numbers["length"] = answers.mean(columns["length"])
     reasons = measures.gate(config.gate, numbers)
-    results = gather.gather(job.config.run, str(policy), panels, config.metrics, prompts, everyone, numbers, reasons)
-    results = replace(results, front=front, front_of=config.front or ())
+    about = job.config.run, str(policy), panels, config.metrics, prompts, everyone, numbers, reasons
+    results = gather.gather(*about, front=front, front_of=config.front or ())
     report.write(job.out, results)
     every = safety.withheld(prompts, [c for a in everyone for c in a.every])
     records.write(job.out / "answers.jsonl", [c.model_copy(update={"latents": ""}) for c in every])

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from stages import files, panel, preferences, records, toolbox
+from stages import declared, files, panel, preferences, records, toolbox
 from stages.config import Choice, Config, Run
 from stages.entry import Job, Stage
 from stages.label.audit import audit, leaks
@@ -57,11 +57,12 @@ def run(job: Job[Settings]) -> dict[str, float]:
     if config.flip:
         files.write_json(job.out / "flipped.json", turned)
     records.write(job.out / "candidates.jsonl", scored)
-    panel.write_declared(job.out / "rewards.json", config)
+    rewards = declared.of(config)
+    declared.write(job.out / declared.FILE.name, rewards)
     records.write(job.out / "preferences.jsonl", told)
     records.write(job.out / "demonstrations.jsonl", demonstrations(prompts, scored))
     pairs = [p for p in told if isinstance(p, Pair)]
-    lower = [seat.key for seat in panel.seats(config, "reward") if not seat.part.spec.higher]
+    lower = [key for key, spec in rewards.items() if not spec.higher]
     found = audit(scored, pairs, lower=lower, orders=orders) if pairs else {}
     if config.flip:
         found["flipped"] = len(turned) / len(told)

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field
 
-from stages import feed, loop, panel, preferences, records
+from stages import declared, feed, loop, preferences, records
 from stages.batches import Pairs, Steps
 from stages.config import Choice, Config, Run, Training
 from stages.entry import Job, Stage
@@ -19,7 +19,7 @@ from stages.policies import family
 from stages.policies.family import Scorer
 from stages.records import Candidate, Pair, Prompt
 
-CANDIDATES, REWARDS = Path("data/label/candidates.jsonl"), Path("data/label/rewards.json")
+CANDIDATES = Path("data/label/candidates.jsonl")
 PROMPTS = Path("data/generate/prompts.jsonl")
 
 
@@ -92,7 +92,7 @@ def labelled(
     """
     if not config.num_train_epochs:
         return [], []
-    rewards = panel.read_declared(REWARDS)
+    rewards = declared.read(declared.FILE)
     try:
         made = preferences.pair(config.pairing, prompts, candidates, config.temperature, rewards, seed, "reward")
     except UserError as error:
@@ -146,7 +146,7 @@ STAGE = Stage(
     run=run,
     inputs=lambda config: {
         "candidates": CANDIDATES,
-        "rewards": REWARDS,
+        "rewards": declared.FILE,
         "prompts": PROMPTS,
         "base": Path("data/prepare") / config.reward.base,
     },

@@ -14,13 +14,13 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor
 
-from stages import cached, feed, labelling, learn, online, preferences
+from stages import cached, declared, feed, labelling, learn, online, preferences
 from stages.batches import Groups
 from stages.config import Choice, Run
 from stages.label.rewards import brightness
 from stages.learn import Optimize
 from stages.online import Online
-from stages.panel import Panel, Tools, declared
+from stages.panel import Panel, Tools
 from stages.policies.image import Policy
 from stages.policies.image.sampling import Rollout
 from stages.records import Candidate, Prompt
@@ -53,7 +53,7 @@ def scored(drawn: list[Candidate], asked: list[Prompt]) -> list[Candidate]:
 def paired(pairing: str, asked: list[Prompt], judged: list[Candidate], seed: int, **settings) -> list:
     """What a pairing rule makes of scored candidates."""
     return preferences.pair(
-        Choice(name=pairing, **settings), asked, judged, 0.1, declared(Panel(rewards=BRIGHT)), seed, "label"
+        Choice(name=pairing, **settings), asked, judged, 0.1, declared.of(Panel(rewards=BRIGHT)), seed, "label"
     )
 
 

@@ -5,9 +5,9 @@ import random
 
 import pytest
 
-from stages import labelling, parts
+from stages import declared, labelling, parts
 from stages.errors import UserError
-from stages.panel import TOOLS, Panel, Tools, declared, seats
+from stages.panel import TOOLS, Panel, Tools, seats
 from stages.records import Candidate, Pair, Prompt, Ranking, Single
 from tests.image import world as images
 from tests.label import guarded
@@ -45,7 +45,7 @@ CHECKS = {
 }  # what a reward asks of a prompt, where that is not what `batch` has
 BARE = {"exact", "format", "given", "chrf", "digit", "verifier", *CHECKS}  # have nothing to say of a bare prompt
 REWARDS, JUDGES, PAIRINGS = (parts.names(kind) for kind in ("reward", "judge", "pairing"))
-PANEL = declared(Panel(rewards={"length": {}, "sentiment": {}, "guard": {}}))
+PANEL = declared.of(Panel(rewards={"length": {}, "sentiment": {}, "guard": {}}))
 LABELLERS = [(kind, name) for kind in ("reward", "judge") for name in parts.names(kind)]
 
 

@@ -4,7 +4,7 @@ import csv
 
 import pytest
 
-from stages import directions, panel
+from stages import declared, directions
 from stages.directions import Directions
 from stages.evaluate import fronts, measures, report
 from stages.evaluate.results import Estimate, Results
@@ -12,7 +12,7 @@ from stages.panel import Panel
 from tests.label.world import candidate, prompt
 
 REWARDS = ("relevance", "length")
-DECLARED = panel.declared(Panel(rewards={name: {} for name in REWARDS}))
+DECLARED = declared.of(Panel(rewards={name: {} for name in REWARDS}))
 WANTED = Directions(first="relevance", second="length", test=(-45.0, 0.0, 45.0))
 GAINS = {-45.0: (0.8, 0.2), 0.0: (0.6, 0.4), 45.0: (0.5, 0.3)}  # the last is worse than the one before
 

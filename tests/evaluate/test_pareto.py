@@ -8,7 +8,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from stages import directions, panel, records
+from stages import declared, directions, records
 from stages.directions import Directions
 from stages.errors import UserError
 from stages.evaluate import fronts, pareto
@@ -32,8 +32,8 @@ def run_of(folder: Path, gains: dict[float | None, tuple[float, float]]) -> Path
     for path, rows in ((pareto.PROMPTS, test), (pareto.ANSWERS, base + final)):
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         records.write(folder / path, rows)
-    (folder / pareto.REWARDS).parent.mkdir()
-    panel.write_declared(folder / pareto.REWARDS, Panel(rewards={"relevance": {}, "length": {}}))
+    (folder / declared.FILE).parent.mkdir()
+    declared.write(folder / declared.FILE, declared.of(Panel(rewards={"relevance": {}, "length": {}})))
     return folder
 
 
@@ -93,6 +93,9 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
         pareto.points(folder, ["relevance", "sentiment"])
     with pytest.raises(UserError, match="no such file"):
         pareto.points(tmp_path / "nowhere", REWARDS)
+    (folder / declared.FILE).unlink()
+    with pytest.raises(UserError, match="rewards.json: no such file; run the label stage, which writes it"):
+        pareto.points(folder, REWARDS)
 
 
 def test_angles_are_those_of_the_stated_numbers() -> None:

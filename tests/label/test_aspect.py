@@ -5,13 +5,14 @@ import random
 
 import pytest
 
+from stages import declared
 from stages.errors import UserError
 from stages.label.pairings.aspect import aspect, odds
-from stages.panel import Panel, declared
+from stages.panel import Panel
 from stages.records import Pair
 from tests.label.world import candidate, prompt
 
-PANEL = declared(Panel(rewards={name: {} for name in ("relevance", "length", "reward_model")}))
+PANEL = declared.of(Panel(rewards={name: {} for name in ("relevance", "length", "reward_model")}))
 SAID = [
     candidate(text, i, score=0.5, scores={"relevance": r, "length": n, "reward_model": p})
     for i, (text, r, n, p) in enumerate([("a", 0.9, 0.2, 0.5), ("b", 0.6, 0.4, 0.75), ("c", 0.6, 0.9, 0.2)])

@@ -4,13 +4,14 @@ import random
 
 import pytest
 
+from stages import declared
 from stages.directions import Directions, at
 from stages.label.pairings.directed import directed
-from stages.panel import Panel, declared
+from stages.panel import Panel
 from stages.records import Candidate, Single
 from tests.label.world import candidate, prompt
 
-PANEL = declared(Panel(rewards={"relevance": {}, "length": {}}))
+PANEL = declared.of(Panel(rewards={"relevance": {}, "length": {}}))
 WANTED = Directions(first="relevance", second="length")
 SAID = [
     candidate(text, i, score=s, scores={"relevance": r, "length": n})

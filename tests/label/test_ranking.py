@@ -3,14 +3,15 @@ from dataclasses import replace
 
 import pytest
 
+from stages import declared
 from stages.errors import UserError
 from stages.label.pairings.ranking import ranking
-from stages.panel import Panel, declared, read_declared, write_declared
+from stages.panel import Panel
 from stages.parts import FAMILIES
 from stages.records import Candidate, Ranking
 from tests.label.world import candidate, prompt
 
-PANEL = declared(Panel(rewards={name: {} for name in ("relevance", "sentiment", "length", "repetition")}))
+PANEL = declared.of(Panel(rewards={name: {} for name in ("relevance", "sentiment", "length", "repetition")}))
 
 
 def scored(columns: dict[str, list[float]], score: list[float] | None = None) -> list[Candidate]:
@@ -118,9 +119,10 @@ def test_images_are_told_apart_by_their_pixels() -> None:
 def test_a_reward_votes_under_the_key_that_the_panel_gave_it(tmp_path) -> None:
     """One of which less is better is called `echo`; what the panel put down reads back as it was."""
     panel = Panel(rewards={"echo": {"name": "repetition", "ngram": 2}})
-    write_declared(tmp_path / "rewards.json", panel)
-    told = read_declared(tmp_path / "rewards.json")
-    assert told == {"echo": replace(declared(panel)["echo"], paper="", families=FAMILIES)}
+    specs = declared.of(panel)
+    declared.write(tmp_path / "rewards.json", specs)
+    told = declared.read(tmp_path / "rewards.json")
+    assert told == {"echo": replace(specs["echo"], paper="", families=FAMILIES)}
     lower = {"echo": replace(told["echo"], higher=False)}
     for rewards, best in ((told, "a"), (lower, "b")):
         (made,) = ranking(
