@@ -60,8 +60,13 @@ def main(stage: Stage[AnyConfig]) -> None:
         sys.exit(2)
 
 
-def execute(stage: Stage[AnyConfig]) -> None:
-    """Check, run in scratch, publish."""
+def execute(stage: Stage[AnyConfig], *, apart: bool = True) -> None:
+    """Check, run in scratch, publish.
+
+    Args:
+        stage: what to run, in the working folder.
+        apart: a process of its own delivers to MLflow; this one does where many stages run in it, one after another.
+    """
     quiet_libraries()
     config = load(stage.schema)
     stage.check(config)
@@ -77,7 +82,7 @@ def execute(stage: Stage[AnyConfig]) -> None:
         folder=scratch / "journal",
         config=resolved,
         inputs={str(path): path for path in inputs.values()},
-        apart=True,
+        apart=apart,
     )
     set_seed(getattr(config, "run", Run()).seed)
     try:

@@ -1,14 +1,18 @@
 """The real graph on tiny policies, run once for all tests of this folder; each test that changes it works on a copy."""
 
+import contextlib
+import importlib
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 from flows import dvc, recipes
+from stages import chosen, entry
 
 ROOT = Path(__file__).resolve().parents[2]
 TOP = ("stages", "flows", "params.yaml", "dvc.yaml", ".dvcignore", "pyproject.toml")
@@ -52,24 +56,22 @@ def copy_code(folder: Path, recipe: str = "tiny") -> None:
     assert command(folder, "dvc", "init", "-q").returncode == 0
 
 
-IN_ONE = """
-import importlib, sys
-from stages import chosen, entry
-from stages.selfplay import run as selfplay
-for name in sys.argv[1:]:
-    stage, _, turn = name.partition("@")
-    if stage == "parts":
-        chosen.main()
-    else:
-        entry.execute(selfplay.stage(turn) if turn else importlib.import_module(f"stages.{stage}.run").STAGE)
-"""
+def execute(*names: str) -> None:
+    """Run stages in this process, by their names in the graph, where the working folder is."""
+    for name in names:
+        stage, _, turn = name.partition("@")
+        if stage == "parts":
+            chosen.main()
+        else:
+            module = importlib.import_module(f"stages.{stage}.run")
+            entry.execute(module.stage(turn) if turn else module.STAGE, apart=False)
 
 
-def executed(folder: Path, **limit: int) -> None:
-    """Run all stages of a folder in one process, in the order of the graph: what `dvc repro` does, imports once."""
-    words = (sys.executable, "-c", IN_ONE, *dvc.stages(folder))
-    done = subprocess.run(words, cwd=folder, env=environment(folder), capture_output=True, text=True, **limit)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+def executed(folder: Path) -> None:
+    """Run all stages of a folder in this process, in the order of the graph: what `dvc repro` does, imports once."""
+    store = {"MLFLOW_TRACKING_URI": environment(folder)["MLFLOW_TRACKING_URI"]}
+    with contextlib.chdir(folder), mock.patch.dict(os.environ, store):
+        execute(*dvc.stages(folder))
 
 
 @pytest.fixture(scope="session")
@@ -90,12 +92,20 @@ def workspace(finished: Path, tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.fixture
+def inside(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the finished workspace, and this process in it: see `execute`."""
+    monkeypatch.chdir(workspace)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", environment(workspace)["MLFLOW_TRACKING_URI"])
+    return workspace
+
+
 @pytest.fixture(scope="session")
 def finished_image(tmp_path_factory) -> Path:
     """A workspace in which every stage has run once on images, as DVC was told."""
     folder = tmp_path_factory.mktemp("images") / "project"
     copy_code(folder, "tiny_image")
-    executed(folder, timeout=880)  # it may be busy
+    executed(folder)
     assert command(folder, "dvc", "commit", "--force").returncode == 0
     return folder
 

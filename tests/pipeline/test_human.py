@@ -25,7 +25,7 @@ def test_given_pairs_are_learnt_without_generating(tmp_path: Path):
         "optimize": {"num_train_epochs": 6, "learning_rate": 0.02, "per_device_train_batch_size": 8},
     }
     recipes.write(folder / "params.yaml", recipes.apply(params, smaller))
-    executed(folder, timeout=280)
+    executed(folder)
     pairs = [json.loads(line) for line in (folder / "data/label/preferences.jsonl").read_text().splitlines()]
     assert len(pairs) == 48
     assert all(pair["chosen"]["score"] == 1.0 and pair["rejected"]["score"] == 0.0 for pair in pairs)

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import signal
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from stages import entry, images, records
 from stages.files import load_tensors, save_tensors
 from stages.policies.image import Policy
 from stages.records import Candidate, Pair, Prompt
-from tests.pipeline.conftest import command
+from tests.pipeline.conftest import command, execute
 from tests.pipeline.test_choices import choose
 from tests.pipeline.test_graph import stale
 from tests.pipeline.test_kill import kill_when
@@ -215,7 +216,7 @@ def test_the_stage_learns_online_and_is_watched(image_workspace, monkeypatch, na
     )
     monkeypatch.chdir(image_workspace)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{image_workspace / 'mlflow.db'}")
-    entry.execute(importlib.import_module("stages.optimize.run").STAGE)
+    execute("optimize")
     curve = rows(image_workspace / "data/optimize/metrics.jsonl")
     assert len(curve) == 3 * online.get("num_iterations", 1)
     assert all("reward" in row for row in curve)
@@ -242,6 +243,7 @@ def refused(folder: Path, stage: str, monkeypatch, capsys) -> str:
     """Run a stage here that must fail as a user's mistake; returns its one line. Libraries show their progress too."""
     monkeypatch.chdir(folder)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
+    monkeypatch.setattr(entry, "execute", partial(entry.execute, apart=False))
     with pytest.raises(SystemExit) as caught:
         entry.main(importlib.import_module(f"stages.{stage}.run").STAGE)
     assert caught.value.code == 2

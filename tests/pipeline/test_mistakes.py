@@ -5,12 +5,13 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from stages import entry
-from tests.pipeline.conftest import command
+from tests.pipeline.conftest import command, execute
 
 pytestmark = pytest.mark.slow
 
@@ -51,10 +52,9 @@ PARAMS = [
 
 
 @pytest.fixture
-def here(workspace: Path, monkeypatch, capsys) -> Callable[[str], str]:
+def here(inside: Path, monkeypatch, capsys) -> Callable[[str], str]:
     """Run a stage that must fail, in this process and without its imports anew; returns its one line."""
-    monkeypatch.chdir(workspace)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{workspace / 'mlflow.db'}")
+    monkeypatch.setattr(entry, "execute", partial(entry.execute, apart=False))
 
     def stage(name: str) -> str:
         capsys.readouterr()
@@ -68,11 +68,6 @@ def here(workspace: Path, monkeypatch, capsys) -> Callable[[str], str]:
         return lines[0]
 
     return stage
-
-
-def execute(name: str) -> None:
-    """Run a stage that must end well, where `here` stands."""
-    entry.execute(importlib.import_module(f"stages.{name}.run").STAGE)
 
 
 @pytest.mark.parametrize(
@@ -110,8 +105,7 @@ def test_params_that_are_not_yaml(workspace, here):
 
 def test_single_labels_for_an_objective_on_pairs(workspace, here):
     edit(workspace, "name: best_worst", "name: binary")
-    execute("label")
-    execute("reference")
+    execute("label", "reference")
     assert "takes pairs, a label is a single" in here("optimize")
 
 

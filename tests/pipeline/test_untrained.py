@@ -7,20 +7,19 @@ from pathlib import Path
 import pytest
 
 from flows import recipes
-from tests.pipeline.conftest import command
+from tests.pipeline.conftest import execute
 
 pytestmark = pytest.mark.slow
 
 
-def test_the_untrained_row_is_the_start_itself(workspace: Path) -> None:
+def test_the_untrained_row_is_the_start_itself(inside: Path) -> None:
     """In the run that went on to optimize and two rounds, the start is the row `sft` of the policies."""
-    with (workspace / "data/evaluate/policies.csv").open(encoding="utf-8") as lines:
+    with (inside / "data/evaluate/policies.csv").open(encoding="utf-8") as lines:
         on_the_way = {row["name"]: row for row in csv.DictReader(lines)}["sft"]
-    params = recipes.read(workspace / "params.yaml")
-    recipes.write(workspace / "params.yaml", recipes.apply(params, recipes.load("untrained")))
-    done = command(workspace, "dvc", "repro", "evaluate")
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    told = json.loads((workspace / "metrics/evaluate.json").read_text())
+    params = recipes.read(inside / "params.yaml")
+    recipes.write(inside / "params.yaml", recipes.apply(params, recipes.load("untrained")))
+    execute("evaluate")
+    told = json.loads((inside / "metrics/evaluate.json").read_text())
     named = {"win_rate": "win_rate", "kl": "kl", "length": "length", "repetition": "diversity/repetition"}
     for column, metric in named.items():
         assert float(on_the_way[column]) == told[metric], column

@@ -41,7 +41,7 @@ def test_a_published_file_of_prompts_runs_through_the_stages(name, tmp_path, mon
     recipes.write(tmp_path / "params.yaml", params)
     chosen.main()
     for stage in STAGES:
-        entry.execute(importlib.import_module(f"stages.{stage}.run").STAGE)
+        entry.execute(importlib.import_module(f"stages.{stage}.run").STAGE, apart=False)
 
     train, test = (records.read(Path(f"data/prepare/{half}.jsonl"), Prompt) for half in ("train", "test"))
     assert (len(train), len(test)) == (24, 6)
