@@ -8,6 +8,7 @@ import torch
 from transformers import AutoTokenizer, GPT2Config, GPT2ForSequenceClassification
 
 from stages.batches import Item
+from stages.errors import UserError
 from stages.policies import tiny
 from stages.policies.encoder import Encoder
 from stages.policies.order import TIGHT
@@ -125,6 +126,29 @@ def test_it_comes_back_with_its_head_and_constants(folder, tmp_path):
     again = Scorer.load(tmp_path)
     assert (again.mean, again.std) == (0.3, 2.0)
     assert again(prompts, candidates) == pytest.approx(scorer(prompts, candidates), abs=1e-6)
+
+
+def test_outputs_have_names_and_come_back(folder, tmp_path):
+    """An output is asked for by its name; a packed pass tells all of them as a padded one does."""
+    torch.manual_seed(0)
+    scorer = Scorer.load(folder, trainable=True, outputs=("honesty", "detail"))
+    prompts, candidates = rows(["one", "two and three"])
+    told = encoded(scorer, ASKED, ANSWERS)
+    torch.testing.assert_close(scorer.padded(told), scorer.together(dict(told)), atol=1e-4, rtol=1e-4)
+    if scorer.packs():
+        torch.testing.assert_close(scorer.packed(told), scorer.together(dict(told)), atol=1e-4, rtol=1e-4)
+    both = [scorer(prompts, candidates, name) for name in ("honesty", "detail")]
+    assert both[0] != pytest.approx(both[1], abs=1e-3)
+    scorer.save(tmp_path)
+    again = Scorer.load(tmp_path)
+    assert again.outputs == ("honesty", "detail")
+    assert again(prompts, candidates, "detail") == pytest.approx(both[1], abs=1e-6)
+    with pytest.raises(UserError, match="no output 'honest'; did you mean 'honesty'"):
+        again(prompts, candidates, "honest")
+    with pytest.raises(UserError, match="it has the outputs honesty, detail; name one"):
+        again(prompts, candidates)
+    with pytest.raises(UserError, match="train it with the objective 'regression'"):
+        Scorer.load(folder)(prompts, candidates, "detail")
 
 
 def test_embeddings_are_unit_vectors_and_do_not_depend_on_the_batch(tmp_path):

@@ -269,7 +269,7 @@ def pair_columns(pairs: Sequence[Pair], base: Policy, policy: Policy, tools: Too
         rows[f"{side}_logp"] = [float(now[name].sum()) for name in ids]
         rows[f"{side}_ref"] = [float(ref[name].sum()) for name in ids]
         rows[f"{side}_steps"] = [len(now[name]) for name in ids]
-    if tools.scorer is not None and pairs:
+    if tools.scorer is not None and not tools.scorer.outputs and pairs:
         with torch.no_grad():
             gaps = [tools.scorer.score(feed.items(pair)) for pair in pairs]
         rows["predicted"] = [float(torch.sigmoid(gap[0] - gap[1])) for gap in gaps]

@@ -80,21 +80,22 @@ class Scorer(Protocol):
 
     mean: float
     std: float
+    outputs: Sequence[str]  # a name for each rating that it learnt; none of one that learnt preferences
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """What an optimizer moves, by name."""
         ...
 
     def score(self, items: Sequence[Item]) -> Tensor:
-        """Raw scores `[b]`, differentiable."""
+        """Raw scores `[b,m]` of m outputs, differentiable; one where they have no names."""
         ...
 
     def save(self, folder: Path) -> None:
         """Write what `load` reads, with the constants that standardise its scores."""
         ...
 
-    def __call__(self, prompts: Sequence[Prompt], candidates: Sequence[Candidate]) -> list[float]:
-        """Standardised scores, without a gradient."""
+    def __call__(self, prompts: Sequence[Prompt], candidates: Sequence[Candidate], output: str = "") -> list[float]:
+        """Scores of one output, standardised, without a gradient."""
         ...
 
 
@@ -167,14 +168,16 @@ def to_train(run: Run, folder: Path, *, lora_r: int) -> Policy:
     return policy
 
 
-def scorer(run: Run, folder: Path, *, trainable: bool = False) -> Scorer:
-    """A reward model, or a base for one with a new head.
+def scorer(run: Run, folder: Path, *, trainable: bool = False, outputs: Sequence[str] = ()) -> Scorer:
+    """A reward model, or a base for one with a new head of these outputs, or of one without a name.
 
     Raises:
         UserError: no usable model there.
     """
     device, _ = run.place()
-    found: Scorer = package(run.family).Scorer.load(folder, settings(run), device=device, trainable=trainable)
+    found: Scorer = package(run.family).Scorer.load(
+        folder, settings(run), device=device, trainable=trainable, outputs=outputs
+    )
     return found
 
 

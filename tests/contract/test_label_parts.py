@@ -2,6 +2,7 @@
 
 import inspect
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -11,7 +12,7 @@ from stages.panel import TOOLS, Panel, Tools, seats
 from stages.records import Candidate, Pair, Prompt, Ranking, Single
 from tests.image import world as images
 from tests.label import guarded
-from tests.label.world import batch, candidate, prompt, tools
+from tests.label.world import batch, candidate, prompt, rater, tools
 
 # Another value of each setting, and nothing else: the battery finds out whether it changes something.
 OTHER = {
@@ -23,6 +24,7 @@ OTHER = {
         "given": {"low": -1.0, "high": 5.0},
         "chrf": {"order": 2, "beta": 1.0},
         "reward_model": {"scale": 3.0},
+        "rating": {"output": "detail"},
         "digit": {"shift": 1, "half": "second"},
         "verifier": {"partial": False},
     },
@@ -54,8 +56,10 @@ def settings_of(kind: str) -> list[tuple[str, str]]:
 
 
 def reward(name: str, prompts: list, candidates: list, **settings) -> list[float | None]:
-    (seat,) = seats(Panel(rewards={name: images.models_of(name) | settings}), "reward")
-    return seat.call(tools())(prompts, candidates)
+    named = {"output": "honesty"} if name == "rating" else {}
+    (seat,) = seats(Panel(rewards={name: images.models_of(name) | named | settings}), "reward")
+    held = replace(tools(), scorer=rater()) if name == "rating" else tools()
+    return seat.call(held)(prompts, candidates)
 
 
 def answers(name: str) -> tuple[list[Prompt], list[Candidate]]:

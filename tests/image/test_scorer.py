@@ -36,7 +36,7 @@ def shown(pixels: torch.Tensor, caption: str) -> Item:
 
 
 def scored(scorer: Scorer, pixels: torch.Tensor, captions: list[str]) -> torch.Tensor:
-    return scorer.score([shown(*row) for row in zip(pixels, captions, strict=True)])
+    return scorer.score([shown(*row) for row in zip(pixels, captions, strict=True)])[:, 0]
 
 
 def test_a_scorer_learns_to_rank_brighter_digits_above_darker_ones(encoder, tmp_path):
@@ -98,3 +98,18 @@ def test_scorers_start_from_the_seed_and_broken_ones_are_refused(encoder, tmp_pa
         Scorer.load(tmp_path)
     with pytest.raises(UserError, match="holds no config.json"):
         Scorer.load(tmp_path / "nothing")
+
+
+def test_several_outputs_are_kept_apart(encoder, tmp_path):
+    scorer = Scorer.load(encoder, trainable=True, outputs=("bright", "round"))
+    pixels, captions = digits(3)
+    asked = [shown(*row) for row in zip(pixels, captions, strict=True)]
+    assert scorer.score(asked).shape == (3, 2)
+    scorer.score(asked)[:, 0].sum().backward()
+    slope = scorer.net.judge[-1].weight.grad
+    assert slope[0].any()
+    assert not slope[1].any()
+    scorer.save(tmp_path)
+    again = Scorer.load(tmp_path)
+    assert again.outputs == ("bright", "round")
+    torch.testing.assert_close(again.score(asked), scorer.score(asked))

@@ -4,6 +4,8 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import torch
+
 from stages.panel import Tools
 from stages.policies import tiny
 from stages.policies.encoder import Encoder
@@ -42,6 +44,17 @@ def batch() -> tuple[list[Prompt], list[Candidate]]:
     wishes = {"sentences": 1, "must_include": ["paris"], "starts_with": "Paris"}
     asked = prompt(answer="Paris", reference=TEXTS[0], checks=wishes, given=told)
     return [asked] * len(TEXTS), [candidate(text, i, finished=i != 6) for i, text in enumerate(TEXTS)]
+
+
+@cache
+def rater() -> Scorer:
+    """A tiny reward model of two ratings, untrained, that says about one half of everything."""
+    with TemporaryDirectory() as name:
+        tiny.encoder(Path(name))
+        torch.manual_seed(0)
+        scorer = Scorer.load(Path(name), outputs=("honesty", "detail"))
+    scorer.model.classifier.bias.data.fill_(0.5)
+    return scorer
 
 
 @cache

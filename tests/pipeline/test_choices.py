@@ -49,6 +49,20 @@ def test_single_labels_train_kto(inside):
     assert isinstance(row["label"], bool)
 
 
+def test_a_round_asks_a_reward_model_of_two_ratings(inside):
+    """Each of its outputs follows the reward that it was held to, and scores in the round under that reward's name."""
+    rated = {name: {"name": "rating", "output": name} for name in ("relevance", "length")}
+    choose(inside, {"reward": {"objective": {"name": "regression"}, "outputs": ["relevance", "length"]}})
+    choose(inside, {"selfplay": {"rewards": {**rated, "reward_model": None}}})
+    execute("reward", "selfplay@r1")
+    told = json.loads((inside / "metrics/reward.json").read_text())
+    labelled = [json.loads(line) for line in (inside / "data/label/candidates.jsonl").read_text().splitlines()]
+    assert told["answers"] == sum(bool(row.get("text", "").strip()) for row in labelled) > 24
+    assert all(0 <= told[f"error/{name}"] <= 1 for name in rated)
+    rows = [json.loads(line) for line in (inside / "data/selfplay/r1/candidates.jsonl").read_text().splitlines()]
+    assert all(0 <= row["scores"][name] <= 1 for row in rows for name in rated)
+
+
 def test_the_front_of_two_rewards_is_measured_and_drawn(inside):
     choose(inside, {"evaluate": {"front": ["relevance", "length"], "metrics": {"hypervolume": {}}}})
     execute("evaluate")

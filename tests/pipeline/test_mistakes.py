@@ -45,6 +45,8 @@ PARAMS = [
     ("generate", "device: auto", "device: cuda", "use auto or cpu"),
     ("label", "completeness:", "completness:", "did you mean 'completeness'?"),
     ("label", "name: best_worst", "name: best_best", "did you mean 'best_worst'?"),
+    ("reward", "name: bradley_terry", "name: kto", "does not learn from scores alone; choose 'bradley_terry'"),
+    ("reward", "name: bradley_terry", "name: regression", "name rewards of label"),
     ("sft", "name: nll", "name: spo_degree", "sft has demonstrations"),
     ("evaluate", "chrf:", "relevance:", "made labels too"),
     ("evaluate", "kl_sampler:\n(\\s+)name: temperature", "kl_sampler:\n\\1name: best_of_n", "judged by"),

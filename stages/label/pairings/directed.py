@@ -38,7 +38,8 @@ def directed(
         One desirable single, its completion's score v . r; none of blank answers, or of answers that lack one of the
         scores. A tie goes to the first.
 
-    Differences from the paper: rewards are parts on the panel instead of two outputs of one regression model.
+    Differences from the paper: none where the panel's rewards are the outputs of one regression model (`rating`), as in
+    the rounds of the recipe; before there is such a model, they are those that it learns from.
 
     >>> ask = Prompt(id="p", messages=({"role": "system", "content":
     ...     "Answer so that 71 * relevance + -71 * length is as high as it can be."}, {"role": "user", "content": "?"}))

@@ -1,4 +1,4 @@
-"""The image reward model: a small convolutional net beside the caption's embedding, under a scalar head."""
+"""The image reward model: a small convolutional net beside the caption's embedding, under a head."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from stages.images import decode
 from stages.policies.encoder import Encoder
 from stages.policies.image.codec import fit
 from stages.policies.image.settings import ImageSettings
+from stages.policies.outputs import column
 from stages.records import Candidate, Completion, Prompt
 
 WEIGHTS, CONSTANTS, ENCODER = "scorer.safetensors", "score.json", "encoder"
@@ -25,13 +26,13 @@ ROWS = 128  # pictures that are scored side by side
 
 
 class Net(nn.Module):
-    """Pixels and a caption's vector to a scalar.
+    """Pixels and a caption's vector to a number for each output.
 
     What the picture shows (features averaged over a grid of 2 x 2, so that any size will do and left differs from
     right) is compared with what was asked by their product.
     """
 
-    def __init__(self, embedding: int, width: int = 64) -> None:
+    def __init__(self, embedding: int, outputs: int = 1, width: int = 64) -> None:
         super().__init__()
         self.look = nn.Sequential(
             *(nn.Conv2d(3, width // 4, 3, padding=1), nn.SiLU()),
@@ -40,27 +41,38 @@ class Net(nn.Module):
             *(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * width, width)),
         )
         self.ask = nn.Linear(embedding, width)
-        self.judge = nn.Sequential(nn.Linear(3 * width, width), nn.SiLU(), nn.Linear(width, 1))
+        self.judge = nn.Sequential(nn.Linear(3 * width, width), nn.SiLU(), nn.Linear(width, outputs))
 
     def forward(self, pixels: Tensor, caption: Tensor) -> Tensor:
-        """Scores `[b]` of pictures `[b,3,h,w]` in [-1, 1] with captions `[b,d]`."""
+        """Scores `[b,m]` of pictures `[b,3,h,w]` in [-1, 1] with captions `[b,d]`."""
         seen, asked = self.look(pixels), self.ask(caption)
-        return self.judge(torch.cat([seen, asked, seen * asked], 1)).squeeze(1)
+        scores: Tensor = self.judge(torch.cat([seen, asked, seen * asked], 1))
+        return scores
 
 
 class Scorer:
-    """A scalar score of a picture that answers a caption."""
+    """Scores of a picture that answers a caption."""
 
-    def __init__(self, net: Net, encoder: Encoder, *, mean: float = 0.0, std: float = 1.0) -> None:
-        self.net, self.encoder, self.mean, self.std = net, encoder, mean, std
+    def __init__(
+        self, net: Net, encoder: Encoder, *, mean: float = 0.0, std: float = 1.0, outputs: Sequence[str] = ()
+    ) -> None:
+        self.net, self.encoder, self.mean, self.std, self.outputs = net, encoder, mean, std, tuple(outputs)
         self.device = next(net.parameters()).device
         self.known: dict[str, Tensor] = {}  # captions
 
     @classmethod
     def load(
-        cls, folder: Path, settings: ImageSettings = ImageSettings(), *, device: str = "cpu", trainable: bool = False
+        cls,
+        folder: Path,
+        settings: ImageSettings = ImageSettings(),
+        *,
+        device: str = "cpu",
+        trainable: bool = False,
+        outputs: Sequence[str] = (),
     ) -> Scorer:
-        """Read a sentence encoder (a new net is added, from torch's current seed), or a trained scorer.
+        """Read a sentence encoder, or a trained scorer with its constants and outputs.
+
+        To the former a new net is added, from torch's current seed, of these outputs or of one without a name.
 
         Raises:
             UserError: neither is there, or a corrupt file.
@@ -68,10 +80,10 @@ class Scorer:
         trained = (folder / CONSTANTS).exists()
         encoder = Encoder.load(folder / ENCODER if trained else folder, device=device)
         encoder.model.requires_grad_(False)
-        net, held = Net(int(encoder.model.config.hidden_size)), {}
+        held = json.loads((folder / CONSTANTS).read_text()) if trained else {"outputs": outputs}
+        net = Net(int(encoder.model.config.hidden_size), max(1, len(held.get("outputs", ()))))
         if trained:
             weights, _ = files.load_tensors(folder / WEIGHTS)
-            held = json.loads((folder / CONSTANTS).read_text())
             try:
                 net.load_state_dict(weights)
             except RuntimeError as error:
@@ -86,14 +98,15 @@ class Scorer:
         files.save_tensors(folder / WEIGHTS, self.net.state_dict(), {})
         self.encoder.model.save_pretrained(folder / ENCODER, safe_serialization=True)
         self.encoder.tokenizer.save_pretrained(folder / ENCODER)
-        files.write_json(folder / CONSTANTS, {"mean": self.mean, "std": self.std})
+        constants = {"mean": self.mean, "std": self.std, "outputs": list(self.outputs)}
+        files.write_json(folder / CONSTANTS, constants)
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """What an optimizer moves, by name."""
         return {name: p for name, p in self.net.named_parameters() if p.requires_grad}
 
     def score(self, items: Sequence[Item]) -> Tensor:
-        """Raw scores `[b]`, differentiable; pictures of one size go through the net together."""
+        """Raw scores `[b,m]` of m outputs, differentiable; pictures of one size go through the net together."""
         pictures = [decode(item.completion.image) for item in items]
         by_size: dict[torch.Size, list[int]] = {}
         for i, picture in enumerate(pictures):
@@ -106,7 +119,7 @@ class Scorer:
         return torch.cat(scores)[order.argsort()]
 
     def score_pixels(self, pixels: Tensor, captions: Sequence[str]) -> Tensor:
-        """Raw scores `[b]` of pixels `[b,c,h,w]` in [-1, 1], grey or colour, differentiable in them too."""
+        """Raw scores `[b,m]` of pixels `[b,c,h,w]` in [-1, 1], grey or colour, differentiable in them too."""
         pixels = pixels.to(self.device, torch.float32).expand(-1, 3, -1, -1)
         largest = max(pixels.shape[2:])
         if largest > LARGEST:
@@ -122,12 +135,17 @@ class Scorer:
         return torch.stack([self.known[caption] for caption in captions])
 
     @torch.no_grad()
-    def __call__(self, prompts: Sequence[Prompt], candidates: Sequence[Candidate]) -> list[float]:
-        """Standardised scores: mean 0 and spread 1 over the candidates of the policy it was trained on."""
+    def __call__(self, prompts: Sequence[Prompt], candidates: Sequence[Candidate], output: str = "") -> list[float]:
+        """Scores of one output; where it learnt preferences, of mean 0 and spread 1 over what it was trained on.
+
+        Raises:
+            UserError: it has no such output.
+        """
+        at = column(self.outputs, output)
         items = [
             Item(c.id, p.messages, Completion.model_construct(image=c.image))
             for p, c in zip(prompts, candidates, strict=True)
         ]
-        parts = [self.score(items[at : at + ROWS]).cpu() for at in range(0, len(items), ROWS)]
+        parts = [self.score(items[i : i + ROWS])[:, at].cpu() for i in range(0, len(items), ROWS)]
         out = torch.cat(parts) if parts else torch.zeros(0)
         return ((out - self.mean) / self.std).tolist()

@@ -1,4 +1,4 @@
-"""The reward model: any Hugging Face model under a scalar head, scores in units of its own spread."""
+"""The reward model: any Hugging Face model under a head of one output or several, scores in units of its spread."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from stages import files
 from stages.batches import Item
 from stages.errors import UserError
 from stages.policies.order import TIGHT, by_length, by_owner
+from stages.policies.outputs import column
 from stages.policies.text import attention, linear
 from stages.policies.text.decoding import states_of
 from stages.policies.text.packing import Row, pack
@@ -31,11 +32,20 @@ ANY = 0  # stands for what follows an answer: nothing reads it
 
 
 class Scorer:
-    """A scalar score of an answer to a dialogue, read at the model's own classification position."""
+    """Scores of an answer to a dialogue, read at the model's own classification position."""
 
-    def __init__(self, model: Any, tokenizer: Any, *, max_length: int, mean: float = 0.0, std: float = 1.0) -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        max_length: int,
+        mean: float = 0.0,
+        std: float = 1.0,
+        outputs: Sequence[str] = (),
+    ) -> None:
         self.model, self.tokenizer, self.max_length = model, tokenizer, max_length
-        self.mean, self.std = mean, std
+        self.mean, self.std, self.outputs = mean, std, tuple(outputs)
         self._packs: bool | None = None  # not yet tried
         linear.speed_up(model)
         if hasattr(model, "score"):  # a decoder, read at its last token
@@ -43,9 +53,17 @@ class Scorer:
 
     @classmethod
     def load(
-        cls, folder: Path, settings: TextSettings = TextSettings(), *, device: str = "cpu", trainable: bool = False
+        cls,
+        folder: Path,
+        settings: TextSettings = TextSettings(),
+        *,
+        device: str = "cpu",
+        trainable: bool = False,
+        outputs: Sequence[str] = (),
     ) -> Scorer:
-        """Read an encoder or a language model (a new head is added), or a trained scorer with its constants.
+        """Read an encoder or a language model, or a trained scorer with its constants and outputs.
+
+        To the former a new head is added, of these outputs or of one without a name.
 
         Raises:
             UserError: no model there, or a corrupt file.
@@ -53,10 +71,12 @@ class Scorer:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         check_weights(folder)
+        constants = folder / "score.json"
+        held = json.loads(constants.read_text()) if constants.exists() else {"outputs": outputs}
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder)
             model = AutoModelForSequenceClassification.from_pretrained(
-                folder, num_labels=1, dtype=torch.float32, use_safetensors=True
+                folder, num_labels=max(1, len(held.get("outputs", ()))), dtype=torch.float32, use_safetensors=True
             )
         except Exception as error:  # libraries raise a dozen types for a broken file
             what = f"cannot be loaded: {type(error).__name__}: {str(error).splitlines()[0][:200]}"
@@ -67,8 +87,6 @@ class Scorer:
         for module in model.modules():  # the same score with and without training: dropout off
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
-        constants = folder / "score.json"
-        held = json.loads(constants.read_text()) if constants.exists() else {}
         limit = min(settings.max_length, int(model.config.max_position_embeddings))
         return cls(model.to(device).train(trainable), tokenizer, max_length=limit, **held)
 
@@ -76,14 +94,15 @@ class Scorer:
         """Write a `save_pretrained` folder with the constants that standardise its scores."""
         self.model.save_pretrained(folder, safe_serialization=True)
         self.tokenizer.save_pretrained(folder)
-        files.write_json(folder / "score.json", {"mean": self.mean, "std": self.std})
+        constants = {"mean": self.mean, "std": self.std, "outputs": list(self.outputs)}
+        files.write_json(folder / "score.json", constants)
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """What an optimizer moves, by name."""
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
     def score(self, items: Sequence[Item]) -> Tensor:
-        """Raw scores `[b]`, differentiable; the question is cut before the answer is."""
+        """Raw scores `[b,m]` of m outputs, differentiable; the question is cut before the answer is."""
         told = self.tokenizer(
             ["\n".join(message.content for message in item.messages) for item in items],
             [item.completion.text for item in items],
@@ -93,7 +112,7 @@ class Scorer:
         return self.packed(told) if self.packs() else self.padded(told)
 
     def padded(self, told: BatchEncoding) -> Tensor:
-        """Scores `[b]` of encoded rows, in passes over rows of nearly equal length."""
+        """Scores `[b,m]` of encoded rows, in passes over rows of nearly equal length."""
         ids = told["input_ids"]
         batches = list(by_length(ids, tokens=TOKENS, waste=TIGHT))
         scores = [self.together({name: [told[name][i] for i in batch] for name in told}) for batch in batches]
@@ -101,17 +120,17 @@ class Scorer:
         return torch.cat(scores)[order.argsort()]
 
     def together(self, told: dict[str, list[list[int]]]) -> Tensor:
-        """Scores `[b]` of encoded rows in one padded pass."""
+        """Scores `[b,m]` of encoded rows in one padded pass."""
         batch = self.tokenizer.pad(told, return_tensors="pt").to(self.model.device)
-        return self.model(**batch).logits.squeeze(-1).float()
+        return self.model(**batch).logits.float()
 
     def packed(self, told: BatchEncoding) -> Tensor:
-        """Scores `[b]` of encoded rows in one pass without padding, a question once for all its answers."""
+        """Scores `[b,m]` of encoded rows in one pass without padding, a question once for all its answers."""
         rows = [split(ids, told.sequence_ids(i)) for i, ids in enumerate(told["input_ids"])]
         held = pack([(question, [*answer, ANY]) for question, answer in rows], self.model.device)
         last = held.source[held.lengths.cumsum(0) - 1]  # of each row the token before the added one
         states = states_of(self.model, held.ids, held.positions, held.trees)
-        return self.model.score(states.index_select(0, last)).squeeze(-1).float()
+        return self.model.score(states.index_select(0, last)).float()
 
     def packs(self) -> bool:
         """Whether the model is a decoder that scores packed rows as it does padded ones: tried out once."""
@@ -120,15 +139,20 @@ class Scorer:
         return self._packs
 
     @torch.no_grad()
-    def __call__(self, prompts: Sequence[Prompt], candidates: Sequence[Candidate]) -> list[float]:
-        """Standardised scores: mean 0 and spread 1 over the candidates of the policy it was trained on."""
+    def __call__(self, prompts: Sequence[Prompt], candidates: Sequence[Candidate], output: str = "") -> list[float]:
+        """Scores of one output; where it learnt preferences, of mean 0 and spread 1 over what it was trained on.
+
+        Raises:
+            UserError: it has no such output.
+        """
+        at = column(self.outputs, output)
         items = [
             Item(c.id, p.messages, Completion.model_construct(text=c.text))
             for p, c in zip(prompts, candidates, strict=True)
         ]
         out = torch.empty(len(candidates))
         for batch in by_owner([item.messages for item in items], [item.size // 3 + 1 for item in items], tokens=TOKENS):
-            out[batch] = self.score([items[i] for i in batch]).cpu()
+            out[batch] = self.score([items[i] for i in batch])[:, at].cpu()
         return ((out - self.mean) / self.std).tolist()
 
 
