@@ -26,7 +26,7 @@ from typing import Any
 from flows import recipes
 from flows.recipes import Node
 from stages.errors import UserError, nearest
-from stages.evaluate.study import DASH, START
+from stages.evaluate.study_rows import DASH, START
 
 HERE = Path(__file__).resolve().parent / "studies"
 TAKEN = ("recipe", "seed", "experiment")  # columns of the rows beside the axes

@@ -11,10 +11,11 @@ from stages.average import Average
 from stages.config import Choice
 from stages.errors import UserError
 from stages.learn import Optimize
-from stages.online import Online, SampledUpdates, divergence
+from stages.online import Online
 from stages.optimize.run import Settings, check
 from stages.panel import Tools
 from stages.policies.image import seeds
+from stages.updates import SampledUpdates, divergence
 from tests.image.test_policy import SHAPE, Small, bare, gradient, ids, sampled
 from tests.test_online import PROMPTS, configured, learn, weights
 

@@ -10,13 +10,14 @@ from stages import cached, feed, learn, online
 from stages.config import Choice, Run
 from stages.errors import UserError
 from stages.learn import Optimize
-from stages.online import HybridUpdates, Online
+from stages.online import Online
 from stages.optimize.run import Settings, check
 from stages.pairs import completion
 from stages.panel import Tools
 from stages.policies import tiny
 from stages.policies.text.policy import TextPolicy
 from stages.records import Pair, Prompt
+from stages.updates import HybridUpdates
 from tests.test_loop import Notes, pairs, weights
 from tests.test_online import Kept
 

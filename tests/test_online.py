@@ -6,17 +6,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from stages import images, loop, online, parts, preferences
+from stages import images, loop, online, parts, preferences, samples
 from stages.config import Choice, Run
 from stages.errors import UserError
 from stages.learn import Optimize
-from stages.online import Online, SampledUpdates, Updates, updates
+from stages.online import Online
 from stages.optimize.run import Settings, check
 from stages.panel import Tools
 from stages.policies import tiny
 from stages.policies.image import Policy as ImagePolicy
 from stages.policies.text.policy import TextPolicy
 from stages.records import Message, Prompt
+from stages.updates import SampledUpdates, Updates, updates
 from tests.image.test_policy import bare
 from tests.test_loop import Notes
 
@@ -123,7 +124,7 @@ def test_samples_are_scored_by_what_they_show_and_those_of_a_prompt_share_their_
 
 
 def test_a_prompts_loss_is_the_mean_over_its_samples():
-    losses, stats = online.by_prompt(torch.arange(6.0), {"kl": torch.tensor([1.0, 2.0])}, 2)
+    losses, stats = samples.by_prompt(torch.arange(6.0), {"kl": torch.tensor([1.0, 2.0])}, 2)
     assert losses.tolist() == [1.0, 4.0]
     assert stats["kl"].tolist() == [1.0, 2.0]
 

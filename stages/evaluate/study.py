@@ -1,8 +1,6 @@
 """How the rows of a sweep over axes are read: tables beside the start, average ranks, curves, start against start.
 
-A row is one experiment: `recipe`, `seed`, a level of each axis, metrics. The axis `start` says what training started
-from; the rows of the untrained recipe are the starts themselves, and every other row is held against the one of its
-start and seed. A metric with a minus before its name is one of which less is better.
+What a row is stands in study_rows.py.
 """
 
 from __future__ import annotations
@@ -10,18 +8,27 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 
-from stages.evaluate.figures import FAINT, INK, STYLE, png
+from stages.evaluate.figures import png
+from stages.evaluate.study_figures import draw_curves, draw_starts
+from stages.evaluate.study_rows import (
+    DASH,
+    START,
+    Row,
+    at,
+    gains,
+    levels,
+    mean_and_error,
+    named,
+    numbers,
+    plain,
+    scores,
+)
 from stages.evaluate.tables import COMPARED, number
 
-START, DASH = "start", "–"  # DASH: the level of an axis that changes nothing of a row
 PANELS = 4  # metrics that are drawn, the first of each skill
-Row = Mapping[str, Any]
 Skills = Mapping[str, Sequence[str]]
 
 
@@ -57,55 +64,6 @@ def write(rows: Sequence[Row], folder: Path, *, axes: Sequence[str], untrained: 
     return path
 
 
-def plain(metric: str) -> str:
-    """A metric's key in a row."""
-    return metric.removeprefix("-")
-
-
-def levels(rows: Sequence[Row], axis: str) -> list[str]:
-    """The levels of an axis, in order of appearance; none where no row has it."""
-    return list(dict.fromkeys(str(row[axis]) for row in rows if row.get(axis, DASH) != DASH))
-
-
-def numbers(rows: Sequence[Row], axis: str) -> list[float]:
-    """The levels of an axis as numbers, in their order; none where one is no number."""
-    try:
-        return sorted(float(level) for level in levels(rows, axis))
-    except ValueError:
-        return []
-
-
-def at(rows: Sequence[Row], **wanted: Any) -> list[Row]:
-    """The rows that have these values; levels are compared as text."""
-    return [row for row in rows if all(str(row.get(key)) == str(value) for key, value in wanted.items())]
-
-
-def scores(rows: Sequence[Row], metric: str) -> list[float]:
-    """A metric of the rows that have it."""
-    return [float(row[plain(metric)]) for row in rows if row.get(plain(metric)) is not None]
-
-
-def gains(rows: Sequence[Row], starts: Sequence[Row], metric: str) -> list[float]:
-    """What each row is above its own start, the one of its seed and `start`; none of a row without one.
-
-    >>> gains([{"seed": 0, "kl": 3.0}, {"seed": 1, "kl": 5.0}], [{"seed": 1, "kl": 1.0}], "kl")
-    [4.0]
-    """
-    pairs = [(row, at(starts, seed=row["seed"], **{k: row[k] for k in (START,) if k in row})) for row in rows]
-    both = [(scores([row], metric), scores(own, metric)) for row, own in pairs]
-    return [ours[0] - theirs[0] for ours, theirs in both if ours and theirs]
-
-
-def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean, and its standard error where there are several values.
-
-    >>> mean_and_error([1.0, 3.0]), mean_and_error([2.0])
-    ((2.0, 1.0), (2.0, None))
-    """
-    error = float(np.std(values, ddof=1) / len(values) ** 0.5) if len(values) > 1 else None
-    return float(np.mean(values)), error
-
-
 def cell(values: Sequence[float], above: Sequence[float]) -> str:
     """A mean with its standard error, and in brackets the same of what it is above the start.
 
@@ -120,11 +78,6 @@ def cell(values: Sequence[float], above: Sequence[float]) -> str:
     if not values:
         return DASH
     return told(values) + (f" ({told(above, '+')})" if above else "")
-
-
-def named(metric: str) -> str:
-    """A metric as the head of a column."""
-    return COMPARED.get(plain(metric), plain(metric)) + (" (less is better)" if metric.startswith("-") else "")
 
 
 def table(rows: Sequence[Row], axes: Sequence[str], untrained: str | None, metrics: Sequence[str]) -> str:
@@ -187,80 +140,3 @@ def ranks_table(rows: Sequence[Row], axes: Sequence[str], untrained: str | None,
     seeds = len(levels(rows, "seed"))
     alone = "" if seeds > 1 else " With one seed the order may be chance."
     return "### Average rank\n\n" + "\n".join(lines) + f"\n\nOf means over seeds, 1 is the best.{alone}"
-
-
-def curve(rows: Sequence[Row], axis: str, metric: str) -> list[tuple[float, float, float | None]]:
-    """A metric along an axis of numbers: (level, mean, standard error) where there is any row."""
-    found = []
-    for level in sorted(levels(rows, axis), key=float):
-        values = scores(at(rows, **{axis: level}), metric)
-        if values:
-            found.append((float(level), *mean_and_error(values)))
-    return found
-
-
-def draw_curves(rows: Sequence[Row], axis: str, untrained: str | None, metrics: Sequence[str]) -> Figure:
-    """Metrics against an axis of numbers, a line a recipe, a row of panels a start; dashed, the start itself."""
-    trained = [row for row in rows if row["recipe"] != untrained]
-    xs, starts = numbers(rows, axis), levels(rows, START) or [""]
-    figure, panels = grid(len(starts), len(metrics))
-    for (i, start), (j, metric) in product(enumerate(starts), enumerate(metrics)):
-        axes = panels[i][j]
-        for recipe, colour in colours(trained).items():
-            own = at(trained, recipe=recipe, **({START: start} if start else {}))
-            points = curve(own, axis, metric)
-            errors = [error or 0.0 for *_, error in points]
-            places, means = [x for x, *_ in points], [mean for _, mean, _ in points]
-            axes.errorbar(places, means, errors, color=colour, marker="o", markersize=4, linewidth=1.2, label=recipe)
-        still = scores(at(rows, recipe=untrained, **({START: start} if start else {})), metric) if untrained else []
-        if still:
-            axes.axhline(float(np.mean(still)), color=FAINT, linestyle="--", linewidth=1, label=untrained)
-        if xs[0] > 0 and xs[-1] >= 4 * xs[0]:
-            axes.set_xscale("log")
-        axes.set_xticks(xs, [f"{x:g}" for x in xs])
-        axes.minorticks_off()
-        axes.set_title(", ".join(filter(None, (named(metric), start))), loc="left", fontsize=10)
-    figure.supxlabel(axis, fontsize=9, color=INK)
-    panels[0][-1].legend(fontsize=7, frameon=False)
-    return figure
-
-
-def draw_starts(rows: Sequence[Row], untrained: str | None, metrics: Sequence[str]) -> Figure:
-    """Each recipe's mean from each start, joined by a line: how much it needs its start."""
-    recipes, starts = levels(rows, "recipe"), levels(rows, START)
-    figure, panels = grid(1, len(metrics))
-    for axes, metric in zip(panels[0], metrics, strict=True):
-        for y, recipe in enumerate(recipes):
-            own = [scores(at(rows, recipe=recipe, **{START: start}), metric) for start in starts]
-            means = [float(np.mean(values)) for values in own if values]
-            axes.plot(means, [y] * len(means), color=FAINT, linewidth=1, zorder=1)
-        for start, colour in zip(starts, palette(), strict=False):
-            for y, recipe in enumerate(recipes):
-                values = scores(at(rows, recipe=recipe, **{START: start}), metric)
-                if values:
-                    label = start if y == 0 else None
-                    axes.plot([float(np.mean(values))], [y], "o", color=colour, markersize=6, label=label)
-        names = [f"{recipe} (the start)" if recipe == untrained else recipe for recipe in recipes]
-        axes.set_yticks(range(len(recipes)), names if axes is panels[0][0] else [""] * len(names))
-        axes.set_ylim(len(recipes) - 0.5, -0.5)
-        axes.set_title(named(metric), loc="left", fontsize=10)
-    panels[0][-1].legend(fontsize=7, frameon=False)
-    return figure
-
-
-def grid(rows: int, columns: int) -> tuple[Figure, Any]:
-    """A figure of equal panels, an array of axes."""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure((3.2 * columns + 0.6, 2.4 * rows + 0.5), layout="constrained")
-        return figure, figure.subplots(rows, columns, squeeze=False)
-
-
-def palette() -> list[Any]:
-    """Colours that are told apart, ten of them."""
-    return list(matplotlib.colormaps["tab10"].colors)  # type: ignore[attr-defined]
-
-
-def colours(rows: Sequence[Row]) -> dict[str, Any]:
-    """A colour for each recipe, the same in all panels; they come again after ten."""
-    recipes, known = levels(rows, "recipe"), palette()
-    return {recipe: known[n % len(known)] for n, recipe in enumerate(recipes)}

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor
 
-from stages import cached, declared, feed, labelling, learn, online, preferences
+from stages import cached, declared, feed, labelling, learn, online, preferences, samples, updates
 from stages.batches import Groups
 from stages.config import Choice, Run
 from stages.label.rewards import brightness
@@ -172,7 +172,7 @@ def by_hand(
 
 def one_group(found: Rollout, policy: Policy, reward: Tensor) -> Groups:
     """All samples as one group, whatever their prompt: its mean is a baseline that knows no prompt."""
-    return online.grouped(policy.step_logp(found), reward.view(1, -1))
+    return samples.grouped(policy.step_logp(found), reward.view(1, -1))
 
 
 @contextmanager
@@ -181,18 +181,18 @@ def offset(step: float) -> Iterator[None]:
 
     Rewards are rounded to a grid on which that loses no bit, with a step of 0 too.
     """
-    plain = online.draw
+    plain = updates.draw
 
-    def draw(policy: Policy, prompts: Sequence[Prompt], *rest, **named) -> online.Samples:
+    def draw(policy: Policy, prompts: Sequence[Prompt], *rest, **named) -> samples.Samples:
         found = plain(policy, prompts, *rest, **named)
         more = torch.tensor([[step * int(prompt.answer or 0)] for prompt in prompts])
         return replace(found, reward=(found.reward * 4096).round() / 4096 + more)
 
-    online.draw = draw
+    updates.draw = draw
     try:
         yield
     finally:
-        online.draw = plain
+        updates.draw = plain
 
 
 class Every:

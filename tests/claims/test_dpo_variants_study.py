@@ -12,7 +12,7 @@ import torch
 
 from stages import parts
 from stages.batches import Singles
-from stages.evaluate import study
+from stages.evaluate import study, study_rows
 from tests.claims import toys
 from tests.claims.claim import Claim, measure
 
@@ -104,18 +104,18 @@ def once(seed: int) -> dict[str, float]:
 def told(rows: list[dict]) -> dict[str, float]:
     """The figures of a seed's rows."""
     trained = [row for row in rows if row["recipe"] != "untrained"]
-    starts = study.at(rows, recipe="untrained")
+    starts = study_rows.at(rows, recipe="untrained")
     found = {
-        f"least gain, {start}": min(study.gains(study.at(trained, start=start), starts, "quality"))
+        f"least gain, {start}": min(study_rows.gains(study_rows.at(trained, start=start), starts, "quality"))
         for start in ("sft", "none")
     }
     shares = [
-        sum(study.scores(study.at(trained, recipe=o, pairs=200), "quality"))
-        / sum(study.scores(study.at(trained, recipe=o, pairs=800), "quality"))
+        sum(study_rows.scores(study_rows.at(trained, recipe=o, pairs=200), "quality"))
+        / sum(study_rows.scores(study_rows.at(trained, recipe=o, pairs=800), "quality"))
         for o in OBJECTIVES
     ]
     found["share at 200, third best"] = sorted(shares)[-3]
-    full = {start: study.at(trained, start=start, pairs=800) for start in ("sft", "none")}
+    full = {start: study_rows.at(trained, start=start, pairs=800) for start in ("sft", "none")}
     lost = {a["recipe"]: a["quality"] - b["quality"] for a, b in zip(full["sft"], full["none"], strict=True)}
     found["lost, dpo and ipo"] = min(lost["dpo"], lost["ipo"])
     found["lost, kto and cpo"] = max(lost["kto"], lost["cpo"])

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.evaluate import study
+from stages.evaluate import study, study_figures, study_rows
 
 AXES = ("start", "pairs")
 SKILLS = {"dialogue": ["win_rate"], "nearness": ["-kl"]}
@@ -28,10 +28,10 @@ def made() -> list[dict]:
 def test_every_row_is_held_against_its_own_start_and_seed() -> None:
     """At 64 after sft a has 68 and 70, its starts 60 and 61: 8 and 9 more, mean 8.5, standard error 0.71 / sqrt 2."""
     rows = made()
-    starts = study.at(rows, recipe="untrained")
-    assert study.gains(study.at(rows, recipe="a", start="sft", pairs=64), starts, "win_rate") == [8.0, 9.0]
-    assert study.gains(study.at(rows, recipe="b", pairs=16), starts, "win_rate") == [3.0] * 4
-    assert study.gains(starts, starts, "win_rate") == [0.0] * 4, "untrained is the start itself"
+    starts = study_rows.at(rows, recipe="untrained")
+    assert study_rows.gains(study_rows.at(rows, recipe="a", start="sft", pairs=64), starts, "win_rate") == [8.0, 9.0]
+    assert study_rows.gains(study_rows.at(rows, recipe="b", pairs=16), starts, "win_rate") == [3.0] * 4
+    assert study_rows.gains(starts, starts, "win_rate") == [0.0] * 4, "untrained is the start itself"
     shown = study.table(rows, AXES, "untrained", ["win_rate"]).splitlines()
     assert shown[:5] == [
         "### Start: sft",
@@ -47,9 +47,9 @@ def test_every_row_is_held_against_its_own_start_and_seed() -> None:
 
 def test_a_seed_whose_start_failed_has_no_gain() -> None:
     rows = [row for row in made() if not (row["recipe"] == "untrained" and row["seed"] == 1)]
-    starts = study.at(rows, recipe="untrained")
-    assert study.gains(study.at(rows, recipe="a", start="bare", pairs=16), starts, "win_rate") == [4.0]
-    assert study.gains(study.at(rows, recipe="a", seed=1), starts, "win_rate") == []
+    starts = study_rows.at(rows, recipe="untrained")
+    assert study_rows.gains(study_rows.at(rows, recipe="a", start="bare", pairs=16), starts, "win_rate") == [4.0]
+    assert study_rows.gains(study_rows.at(rows, recipe="a", seed=1), starts, "win_rate") == []
 
 
 def test_ranks_are_of_means_and_equals_share_their_places() -> None:
@@ -72,12 +72,12 @@ def test_ranks_of_one_seed_say_so() -> None:
         "| a | 1.0 | 3.0 | 2.0 |",
     ]
     assert "chance" not in shown
-    assert "may be chance" in study.ranks_table(study.at(made(), seed=0), AXES, "untrained", SKILLS)
+    assert "may be chance" in study.ranks_table(study_rows.at(made(), seed=0), AXES, "untrained", SKILLS)
 
 
 def test_a_curve_runs_along_the_numbers() -> None:
-    own = study.at(made(), recipe="a", start="bare")
-    (small, low, _), (large, high, error) = study.curve(own, "pairs", "win_rate")
+    own = study_rows.at(made(), recipe="a", start="bare")
+    (small, low, _), (large, high, error) = study_figures.curve(own, "pairs", "win_rate")
     assert (small, large, low, high, error) == (16.0, 64.0, 55.0, 59.0, 1.0)
     assert study.numbers(made(), "pairs") == [16.0, 64.0]
     assert study.numbers(made(), "start") == []

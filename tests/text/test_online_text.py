@@ -14,13 +14,14 @@ from stages.config import Choice, Run
 from stages.entry import Job
 from stages.errors import UserError
 from stages.learn import Optimize
-from stages.online import Online, SampledUpdates
+from stages.online import Online
 from stages.optimize import run as stage
 from stages.panel import Tools
 from stages.policies import tiny
 from stages.policies.text.policy import TextPolicy
 from stages.prepare.prompts import builtin
 from stages.records import Message, Prompt
+from stages.updates import SampledUpdates
 from tests.test_online import Kept
 
 NAMES = ("grpo", "rloo")
