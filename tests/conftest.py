@@ -19,6 +19,7 @@ hypothesis.settings.register_profile("shared machine", deadline=None)
 hypothesis.settings.load_profile("shared machine")
 
 
+@pytest.hookimpl(tryfirst=True)  # before the one that reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Give the tests of a folder with a costly fixture one process; leave out what only `make bench` asks for."""
     long = [item for item in items if item.get_closest_marker("bench")]

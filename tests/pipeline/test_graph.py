@@ -3,6 +3,7 @@
 import ast
 import csv
 import json
+import os
 import re
 from pathlib import Path
 
@@ -14,6 +15,12 @@ from tests.pipeline.conftest import ROOT, command
 pytestmark = pytest.mark.slow
 FAMILIES = "stages/policies/family.py"
 STAGES = ["prepare", "generate", "label", "reward", "sft", "reference", "optimize", "selfplay", "evaluate"]
+
+
+def test_one_process_has_the_tests_of_this_folder(request) -> None:
+    """Where tests run in several, so that the graph is made once."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        assert request.node.nodeid.endswith("@pipeline")
 
 
 def stale(folder: Path) -> set[str]:
