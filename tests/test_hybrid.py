@@ -152,7 +152,11 @@ def test_mistakes_are_one_line_before_any_model_is_loaded(asked, says):
 
 
 def test_neither_rewards_nor_judges_are_asked_for():
-    check(Settings.model_validate({"optimize": {"objective": {"name": "hypo"}, "online": ASKED}}))
+    settings = Settings.model_validate({"optimize": {"objective": {"name": "hypo"}, "online": ASKED}})
+    assert settings.optimize.online is not None
+    assert not settings.optimize.online.rewards
+    assert not settings.optimize.online.judges
+    check(settings)  # raises where it asks for any
 
 
 # -------------------------------------------------------------------------------------------- offline behaviour

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
-from stages import declared, feed, preferences
+from stages import feed, preferences
 from stages.batches import Pairs, Steps
 from stages.config import Choice
 from stages.errors import UserError
+from stages.parts import Spec
 from stages.policies.family import Scorer
 from stages.records import Candidate, Pair, Prompt
 
 
 def made(
-    pairing: Choice, prompts: list[Prompt], candidates: list[Candidate], temperature: float, seed: int
+    pairing: Choice,
+    prompts: list[Prompt],
+    candidates: list[Candidate],
+    temperature: float,
+    rewards: Mapping[str, Spec],
+    seed: int,
 ) -> list[Pair]:
     """The pairs that a pairing makes of scored candidates.
 
     Raises:
         UserError: it makes none.
     """
-    rewards = declared.read(declared.FILE)
     try:
         found = preferences.pair(pairing, prompts, candidates, temperature, rewards, seed, "reward")
     except UserError as error:

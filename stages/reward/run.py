@@ -77,10 +77,12 @@ def run(job: Job[Settings]) -> dict[str, float]:
     objective, settings = config.objective.part("objective", "reward.objective")
     prompts, candidates = records.read(PROMPTS, Prompt), records.read(CANDIDATES, Candidate)
     rows: Sequence[Pair | Rated] = []
-    if config.num_train_epochs and config.outputs:
-        rows = ratings.made(config.outputs, prompts, candidates, declared.read(declared.FILE))
-    elif config.num_train_epochs:
-        rows = pairs.made(config.pairing, prompts, candidates, config.temperature, seed)
+    if config.num_train_epochs:
+        rewards = declared.read(declared.FILE)
+        if config.outputs:
+            rows = ratings.made(config.outputs, prompts, candidates, rewards)
+        else:
+            rows = pairs.made(config.pairing, prompts, candidates, config.temperature, rewards, seed)
     train, held = split(rows, config.held_out, seed)
     kind = ratings if config.outputs else pairs
     scored = ratings.scored if config.outputs else partial(pairs.scored, soft=config.soft_labels)

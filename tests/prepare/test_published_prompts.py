@@ -1,15 +1,15 @@
 """Published prompt files through the real stages of the image family, on a UNet that knows few of their words."""
 
-import importlib
 import json
 from pathlib import Path
 
 import pytest
 
 from flows import recipes
-from stages import chosen, entry, images, records
+from stages import images, records
 from stages.evaluate.geneval import metadata
 from stages.records import Candidate, Pair, Prompt, Single
+from tests.pipeline.conftest import execute
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT.parent / "shared" / "data"
@@ -39,9 +39,7 @@ def test_a_published_file_of_prompts_runs_through_the_stages(name, tmp_path, mon
     for overlay in (recipes.load("tiny_image"), OVER, {"prepare": {"prompts": str(DATA / name)}}):
         params = recipes.apply(params, overlay)
     recipes.write(tmp_path / "params.yaml", params)
-    chosen.main()
-    for stage in STAGES:
-        entry.execute(importlib.import_module(f"stages.{stage}.run").STAGE, apart=False)
+    execute("parts", *STAGES)
 
     train, test = (records.read(Path(f"data/prepare/{half}.jsonl"), Prompt) for half in ("train", "test"))
     assert (len(train), len(test)) == (24, 6)
