@@ -6,6 +6,8 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -98,6 +100,27 @@ def inside(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(workspace)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", environment(workspace)["MLFLOW_TRACKING_URI"])
     return workspace
+
+
+@pytest.fixture
+def refusal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[[Path, str], str]:
+    """Run a stage of a folder that must fail as a user's mistake, in this process; returns its one line."""
+    monkeypatch.setattr(entry, "execute", partial(entry.execute, apart=False))
+
+    def told(folder: Path, name: str) -> str:
+        monkeypatch.chdir(folder)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", environment(folder)["MLFLOW_TRACKING_URI"])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            entry.main(importlib.import_module(f"stages.{name}.run").STAGE)
+        assert caught.value.code == 2
+        said = capsys.readouterr().err
+        assert "Traceback" not in said
+        lines = [line for line in said.splitlines() if line.startswith("error:")]
+        assert len(lines) == 1
+        return lines[0]
+
+    return told
 
 
 @pytest.fixture(scope="session")

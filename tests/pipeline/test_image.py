@@ -1,19 +1,16 @@
 """The real graph on images: a tiny UNet on real digits, every stage, a kill, what goes stale, a user's mistakes."""
 
-import importlib
 import json
 import re
 import shutil
 import signal
-from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from stages import entry, images, records
+from stages import images, records
 from stages.files import load_tensors, save_tensors
 from stages.policies.image import Policy
 from stages.records import Candidate, Pair, Prompt
@@ -239,40 +236,27 @@ MISTAKES = [
 ]
 
 
-def refused(folder: Path, stage: str, monkeypatch, capsys) -> str:
-    """Run a stage here that must fail as a user's mistake; returns its one line. Libraries show their progress too."""
-    monkeypatch.chdir(folder)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
-    monkeypatch.setattr(entry, "execute", partial(entry.execute, apart=False))
-    with pytest.raises(SystemExit) as caught:
-        entry.main(importlib.import_module(f"stages.{stage}.run").STAGE)
-    assert caught.value.code == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
-    assert len(lines) == 1
-    return lines[0]
-
-
 @pytest.mark.parametrize(("stage", "overlay", "says"), MISTAKES, ids=[says[:24] for _, _, says in MISTAKES])
-def test_a_mistake_is_one_line(image_workspace, monkeypatch, capsys, stage, overlay, says):
+def test_a_mistake_is_one_line(image_workspace, refusal, stage, overlay, says):
     choose(image_workspace, overlay)
     before = sorted((image_workspace / "data").rglob("*"))
-    assert says in refused(image_workspace, stage, monkeypatch, capsys)
+    assert says in refusal(image_workspace, stage)
     assert sorted((image_workspace / "data").rglob("*")) == before, "a refused run touched a result"
 
 
-def test_another_reference_than_the_kept_one_is_refused(image_workspace, monkeypatch, capsys):
+def test_another_reference_than_the_kept_one_is_refused(image_workspace, refusal):
     file = image_workspace / "data/reference/captions.safetensors"
     tensors, facts = load_tensors(file)
     file.unlink()  # it may be a link into DVC's cache
     save_tensors(file, tensors, {**facts, "reference": "of yesterday"})
-    said = refused(image_workspace, "optimize", monkeypatch, capsys)
+    said = refusal(image_workspace, "optimize")
     assert "data/reference/captions.safetensors: was computed with another reference (of yesterday, now" in said
     assert said.endswith("rerun the reference stage: dvc repro -s -f reference")
 
 
-def test_corrupt_weights_are_one_line(image_workspace, monkeypatch, capsys):
+def test_corrupt_weights_are_one_line(image_workspace, refusal):
     file = image_workspace / "data/sft/unet/diffusion_pytorch_model.safetensors"
     content = file.read_bytes()[:100]
     file.unlink()  # it may be a link into DVC's cache
     file.write_bytes(content)
-    assert "data/sft: cannot be loaded" in refused(image_workspace, "generate", monkeypatch, capsys)
+    assert "data/sft: cannot be loaded" in refusal(image_workspace, "generate")

@@ -1,6 +1,5 @@
 """A user's mistake is one line: what, where, what to do; exit code 2, no traceback, nothing lost."""
 
-import importlib
 import json
 import re
 import shutil
@@ -10,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from stages import entry
 from tests.pipeline.conftest import command, execute
 
 pytestmark = pytest.mark.slow
@@ -54,22 +52,9 @@ PARAMS = [
 
 
 @pytest.fixture
-def here(inside: Path, monkeypatch, capsys) -> Callable[[str], str]:
-    """Run a stage that must fail, in this process and without its imports anew; returns its one line."""
-    monkeypatch.setattr(entry, "execute", partial(entry.execute, apart=False))
-
-    def stage(name: str) -> str:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            entry.main(importlib.import_module(f"stages.{name}.run").STAGE)
-        assert caught.value.code == 2
-        said = capsys.readouterr().err
-        assert "Traceback" not in said
-        lines = [line for line in said.splitlines() if line.startswith("error:")]
-        assert len(lines) == 1
-        return lines[0]
-
-    return stage
+def here(inside: Path, refusal: Callable[[Path, str], str]) -> Callable[[str], str]:
+    """Run a stage that must fail, without its imports anew; returns its one line."""
+    return partial(refusal, inside)
 
 
 @pytest.mark.parametrize(
